@@ -1,6 +1,6 @@
 """Two network devices between which each packet takes its own time, and so overtakes others.
 
-What `tc netem` does, for kernels without it: python -m benchmarks.delay_bridge NEAR FAR DELAY_MS
+Like `tc netem`, for kernels without it: python -m benchmarks.delay_bridge NEAR FAR DELAY_MS
 JITTER_MS makes two TUN devices and carries packets between them until it is told to end.
 """
 

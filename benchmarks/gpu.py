@@ -220,7 +220,7 @@ def server(plan: Plan) -> Iterator[str]:
     try:
         line = process.stdout.readline()
         if not line:
-            raise SystemExit("the server did not start; what it says is above")
+            raise SystemExit("the server did not start; its output is above")
         yield line.split()[-1]
     finally:
         process.terminate()
@@ -261,7 +261,7 @@ def clients(plan: Plan, address: str) -> Iterator[Callable[[], float]]:
 
         for _, answers in pipes:
             if not answers.readline():
-                raise SystemExit("a client did not connect; what it says is above")
+                raise SystemExit("a client did not connect; its output is above")
         yield stream
 
 

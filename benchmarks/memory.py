@@ -42,7 +42,7 @@ MANIFEST = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes" / "depl
 CONNECTIONS, CALLERS = 1024, 8
 NORMAL_RATE = 20.0
 # Calls a second of all that take no answers: less than keeps the server busy, since any client can
-# do that; what is tried is what their answers do.
+# do that; their answers are the subject.
 ATTACK_RATE = 500.0
 STREAMS, BLOCKED_S = 1000, 10.0
 HEALTH = "/grpc.health.v1.Health/Check"

@@ -23,7 +23,7 @@ def build(source: Path = ROOT, site: Path = SITE, builder: str = "html") -> int:
 
     Args:
         source: Root of the repository.
-        site: Directory for the result. What did not change is reused in the next build.
+        site: Directory for the result. Unchanged parts are reused in the next build.
         builder: Name of Sphinx's builder: "html", or "dummy" to check without writing.
 
     Returns:

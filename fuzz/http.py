@@ -2,7 +2,7 @@
 
 A gateway process in front of a server with the null engine. Each request is made of the seed and
 its number alone: a valid request of one of the gateway's doors, then changed as bytes, as lines of
-its head, or as JSON. What must hold: every request is answered or its connection is closed, no
+its head, or as JSON. Required: every request is answered or its connection is closed, no
 answer is a server error of the gateway, good requests in between are answered rightly, and in the
 end the gateway still runs, holds about as much memory as before, and its log has no traceback.
 """

@@ -2,7 +2,7 @@
 
 The server is a process that computes in PyTorch; the network is small and answers every image
 differently. Images are sent as requests, uploads and frames; messages are mutated calls of every
-RPC. Each is made of the seed and its number alone. What must hold: every call is answered, bad
+RPC. Each is made of the seed and its number alone. Required: every call is answered, bad
 input with a code of the contract and never with INTERNAL or UNKNOWN, good images in between
 rightly; in the end nothing is left inside, memory is where it was, and the log has no error.
 

@@ -6,7 +6,7 @@ new code are kept in `.cache/fuzz`, for the next run; `--keep` moves those that 
 `fuzz/corpus`, where tests replay them. An input that breaks a promise ends its target's run; how to
 repeat it is printed.
 
-Our own modules, Pillow's and tomllib are instrumented. What is written in C is not: libjpeg-turbo,
+Our own modules, Pillow's and tomllib are instrumented. Code in C is not: libjpeg-turbo,
 libtiff, libwebp, Pillow's decoders and protobuf's parser are reached by what the Python before them
 lets through, and are watched for crashes, hangs and memory only.
 """
@@ -129,7 +129,7 @@ def run(name: str, seconds: int) -> str | None:
     said = [match for line in lines if (match := _SAYS.search(line))]
     if result != 0 or not said:
         print("\n".join(lines[-60:]))
-        print(f"{name}: FOUND something; what it was given lies in {found.relative_to(ROOT)}:")
+        print(f"{name}: FOUND something; its input lies in {found.relative_to(ROOT)}:")
         print(f"    python -m fuzz.run {name} --repeat FILE")
         return None
     runs, covered, features, kept = (int(number) for number in said[-1].groups())

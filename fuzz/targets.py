@@ -1,7 +1,7 @@
 """Fuzz targets: functions that take any bytes, and raise `Finding` if a promise is broken.
 
 The promise, wherever bytes come from a stranger: a result, or a refusal of ours that says what is
-wrong, within a bounded time and memory. What else must hold is said at each target. None of them
+wrong, within a bounded time and memory. Each target says its other requirements. None of them
 needs atheris: `tests/unit/server/test_fuzz_corpus.py` replays the corpus in every run of the tests.
 """
 
@@ -65,7 +65,7 @@ LIMITS = ImageLimits(
 TRANSFORM = Transform(resize=36, crop=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 # Decoding costs up to 22 bytes a pixel (docs/how-to/secure.md), and libraries keep some of it.
 MAX_GROWTH_BYTES = 64 * 2**20
-# Of this thread, so that a busy machine finds nothing. What is within the limits takes 0.05.
+# Of this thread, so that a busy machine finds nothing. Input within the limits takes 0.05.
 MAX_CPU_S = 5.0
 
 silence_decoders()
@@ -90,7 +90,7 @@ def checked(target: Target, content: bytes) -> None:
     took, grown = time.thread_time() - started, peak_bytes() - peak
     if took > MAX_CPU_S:
         raise Finding(f"took {took:.1f} s of CPU, the bound is {MAX_CPU_S:g} s")
-    # The peak only rises, so a rise is this input's; what stays below an earlier one is not seen.
+    # The peak only rises, so a rise is this input's; one below an earlier peak is not seen.
     if grown > MAX_GROWTH_BYTES:
         raise Finding(f"took {grown} bytes of memory, the bound is {MAX_GROWTH_BYTES}")
 

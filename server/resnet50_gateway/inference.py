@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,11 +101,26 @@ async def infer_batch(
     if len(groups) == 1:
         return await of_group(groups[0])
     whole = task.message("BatchResponse")()
-    for response in await asyncio.gather(*map(of_group, groups)):
+    for response in await _all_or_none([of_group(group) for group in groups]):
         if not whole.HasField("variant") and response.HasField("variant"):
             whole.variant.CopyFrom(response.variant)
         whole.results.extend(response.results)
     return whole
+
+
+async def _all_or_none(calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return the results of calls made at once; if one fails, the others have ended as well.
+
+    Raises:
+        Problem: One failed. The memory of the images may be released now.
+    """
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _alone(

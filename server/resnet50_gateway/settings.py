@@ -44,7 +44,7 @@ class Network(Group):
         Path | None,
         Field(
             description="PEM file with the CAs of client certificates. Clients without a"
-            " certificate from one of them are rejected."
+            " certificate from one of them are rejected. Read at the start only."
         ),
     ] = None
     allow_plaintext: Annotated[

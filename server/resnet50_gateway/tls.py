@@ -31,26 +31,36 @@ class TlsContext:
         assert settings.tls_cert is not None and settings.tls_key is not None
         self._cert, self._key = settings.tls_cert, settings.tls_key
         self._versions = self._stat()
+        self._last_error = ""
         self.context = _context(self._cert, self._key)
         if settings.tls_client_ca is not None:
             self.context.load_verify_locations(settings.tls_client_ca)
             self.context.verify_mode = ssl.CERT_REQUIRED
 
     async def follow_changes(self) -> None:
-        """Reload changed files until cancelled. Invalid ones are logged; the old ones stay."""
+        """Reload changed files until cancelled."""
         while True:
             await asyncio.sleep(POLL_INTERVAL_S)
-            versions = self._stat()
-            if versions == self._versions:
-                continue
-            self._versions = versions
-            try:
-                _context(self._cert, self._key)  # both files belong together
-                self.context.load_cert_chain(self._cert, self._key)
-            except OSError as error:
+            self.reload_changed()
+
+    def reload_changed(self) -> None:
+        """Reload the files if they have changed; while they are invalid the old ones stay.
+
+        Files that are invalid, or that the disk failed to read, are tried again by the next call.
+        """
+        versions = self._stat()
+        if versions == self._versions:
+            return
+        try:
+            _context(self._cert, self._key)  # both files belong together
+            self.context.load_cert_chain(self._cert, self._key, password="")
+        except OSError as error:
+            if str(error) != self._last_error:
+                self._last_error = str(error)
                 log.error("tls_cert: %s: %s; continuing with the previous one", self._cert, error)
-            else:
-                log.info("tls_cert: %s is reloaded", self._cert)
+        else:
+            self._versions, self._last_error = versions, ""
+            log.info("tls_cert: %s is reloaded", self._cert)
 
     def _stat(self) -> list[tuple[int, int] | None]:
         return [_version(path) for path in (self._cert, self._key)]

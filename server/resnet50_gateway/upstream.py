@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -119,7 +120,7 @@ class Upstream:
             method: Its path, "/package.Service/Method".
             request: The serialized request.
             metadata: Of the call.
-            timeout_s: Its deadline, in seconds from now.
+            timeout_s: Deadline of all attempts, in seconds from now.
             repeatable: Whether it may be sent to another server if one is unavailable.
             on_call: Gets each call that is made, so that it can be cancelled.
 
@@ -127,11 +128,11 @@ class Upstream:
             Problem: The call failed.
         """
 
-        def start(channel: grpc.aio.Channel) -> Any:
+        def start(channel: grpc.aio.Channel, left_s: float) -> Any:
             method_of: Any = channel.unary_unary(method)
-            return method_of(request, metadata=metadata, timeout=timeout_s)
+            return method_of(request, metadata=metadata, timeout=left_s)
 
-        return await self._first_answer(start, repeatable, on_call)
+        return await self._first_answer(start, timeout_s, repeatable, on_call)
 
     async def upload(
         self,
@@ -144,8 +145,8 @@ class Upstream:
     ) -> bytes:
         """Return the response of a method with several requests and one response; see `call`."""
 
-        def start(channel: grpc.aio.Channel) -> Any:
-            return keep_status(channel.stream_unary(method)(metadata=metadata, timeout=timeout_s))
+        def start(channel: grpc.aio.Channel, left_s: float) -> Any:
+            return keep_status(channel.stream_unary(method)(metadata=metadata, timeout=left_s))
 
         async def write(call: Any) -> None:
             # A server may refuse an upload before all of it is sent; its answer has the reason.
@@ -154,7 +155,7 @@ class Upstream:
                     await call.write(message)
                 await call.done_writing()
 
-        return await self._first_answer(start, True, on_call, write)
+        return await self._first_answer(start, timeout_s, True, on_call, write)
 
     def next_server(self) -> Server:
         """Return a server for a stream, another one each time."""
@@ -173,14 +174,15 @@ class Upstream:
 
     async def _first_answer(
         self,
-        start: Callable[[grpc.aio.Channel], Any],
+        start: Callable[[grpc.aio.Channel, float], Any],
+        timeout_s: float,
         repeatable: bool,
         on_call: Callable[[Any], None] | None,
         write: Callable[[Any], Awaitable[None]] | None = None,
     ) -> bytes:
-        servers = self._in_order()
+        servers, ends_at = self._in_order(), time.monotonic() + timeout_s
         for left, server in zip(reversed(range(len(servers))), servers, strict=True):
-            call: Any = start(server.channel)
+            call: Any = start(server.channel, max(0.0, ends_at - time.monotonic()))
             if on_call is not None:
                 on_call(call)
             try:

@@ -1,8 +1,8 @@
 """Public clients of the Open Inference Protocol against a real server: `make oip`.
 
 Each client is installed into an environment of its own and makes its calls (`oip_*_session.py`)
-through a recorder, over gRPC and over REST through a gateway. What worked and what was refused
-becomes the tables of docs/how-to/open-inference-protocol.md; the requests, as the clients wrote
+through a recorder, over gRPC and over REST through a gateway. The results, refusals included,
+become the tables of docs/how-to/open-inference-protocol.md; the requests, as the clients wrote
 them, become oip_requests.json of tests/integration/server and tests/integration/gateway, which
 `make test` sends again.
 

@@ -63,6 +63,10 @@ NAMES = {
 OPENINGS = {r"(What|Who|Whoever|Whose|That|Those)\b": "a verb (functions) or noun (classes)"}
 # A comment, or the description of an argument or attribute, begins with a noun or a verb.
 SUBJECTS = re.compile(r"^[ ]*(?:#|\w+:)[ ](?:What|Who|Whose|Whoever)[ ]\w+", re.MULTILINE)
+# A sentence, in any text, whose subject is "what ...".
+SENTENCES = re.compile(
+    r"[.;]\s+(?:#\s+)?(?:What\s|what\s(?:[a-z]+\s){1,5}(?:is|are|was|were|takes?|has|stays?)\s)[^.?]*\."
+)
 SUFFIXES = {".py", ".proto", ".md", ".yaml", ".yml", ".json", ".conf", ".service", ".toml"}
 # Generated, or about the words themselves.
 EXEMPT = re.compile(r"_pb2(_grpc)?\.pyi?$|^tests/packaging/test_words\.py$|^fuzz/corpus/")
@@ -87,6 +91,8 @@ def findings(path: str, text: str) -> Iterator[Finding]:
     """Yield line and finding, in no order."""
     for found in _PROSE.finditer(text):
         yield text.count("\n", 0, found.start()) + 1, found[0]
+    for found in SENTENCES.finditer(text):
+        yield text.count("\n", 0, found.start()) + 1, " ".join(found[0].split())[:60]
     if not path.endswith(".py"):
         return
     for found in SUBJECTS.finditer(text):
@@ -136,6 +142,8 @@ def test_no_text_or_name_uses_the_private_dialect(found):
         ("x.py", "LOOK_S = 1"),
         ("x.py", 'class A:\n    """What a server counts."""'),
         ("x.py", "log('the batch was under way')  # and let go"),
+        ("docs/x.md", "The client waits; what it sends is checked."),
+        ("x.py", "# Images are read. What is\n# broken fails.\nx = 1"),
         ("docs/x.md", "Calls are made again, and everybody goes on."),
         ("x.py", "# What is waiting.\nx = 1"),
         ("x.py", '"""Count.\n\n    Args:\n        x: What is counted.\n"""'),
@@ -148,7 +156,7 @@ def test_a_planted_violation_is_found(path, text):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("docs/x.md", "The client waits; what it sends is checked. The lock is held."),
+        ("docs/x.md", "The client waits. Its images are checked. The lock is held."),
         (
             "x.py",
             'def looked_up():\n    """Return what was found."""\n    shelf_life = holding = 1',

@@ -1,7 +1,7 @@
 """A `CudaDevice` without CUDA: the same interface, everything computed at once on the CPU.
 
 It stands in for streams, events and pinned memory only: buffers, buckets, layouts and the captured
-function are the real ones. What it cannot show is the order of work on a device.
+function are the real ones. It cannot show the order of work on a device.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Processes of the project's commands, without the time that imports take.
 
 A new interpreter imports for 0.6 s (client), 0.9 s (server) or 5 s (server with PyTorch) of CPU
-time before it does anything; a fork of one that has done so takes 0.01 s. What only a new
-interpreter shows has to be started as one: variables that are read before a program runs
-(LD_PRELOAD, MALLOC_ARENA_MAX), missing packages, entry points.
+time before it does anything; a fork of one that has done so takes 0.01 s. Only a new
+interpreter shows variables that are read before a program runs (LD_PRELOAD, MALLOC_ARENA_MAX),
+missing packages and entry points.
 """
 
 from __future__ import annotations

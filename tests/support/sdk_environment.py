@@ -25,7 +25,7 @@ class PackageSet:
 
     Attributes:
         name: Short name.
-        pins: Requirements for pip; what they leave open is the newest.
+        pins: Requirements for pip; other packages are the newest.
         pythons: Versions of CPython with wheels of all of them, in order of preference.
     """
 

@@ -153,7 +153,7 @@ def _transform_problems(served: Transform, path: Path) -> list[str]:
 
 
 def _same(one: Transform, other: Transform) -> bool:
-    """Return whether two transforms give the same pixels; what is shown of numbers is rounded."""
+    """Return whether two transforms give the same pixels; numbers are shown rounded."""
     numbers = ((one.mean, other.mean), (one.std, other.std))
     if not all(
         math.isclose(a, b, abs_tol=1e-3) for pair in numbers for a, b in zip(*pair, strict=True)

@@ -115,7 +115,7 @@ def check_tiff_tags(content: bytes) -> None:
     Tags may say that the same bytes are theirs: 40,000 of them times 400,000 bytes are 16 GB.
 
     Args:
-        content: The whole of it, from its byte order on. What is broken is left to Pillow.
+        content: The whole of it, from its byte order on. Broken ones are left to Pillow.
 
     Raises:
         InvalidImage: They would.

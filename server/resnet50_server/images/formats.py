@@ -28,8 +28,7 @@ from .signatures import Format, identify, is_incomplete, unsupported
 from .tiff import Tiff, check_strips, check_tiles
 from .transform import Transform
 
-# The formats of the contract that Pillow decodes.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+# The formats that are always decoded; HEIC needs its decoder.
 _SPELLED = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF"
 HEADER_BYTES = 12
 # Pillow decodes run-length BMPs in Python: 50 million pixels would keep the GIL for seconds.
@@ -266,7 +265,7 @@ def _jpeg_cost(
         InvalidImage: Its scans would take minutes or too much memory.
     """
     width, height = opened.size
-    # In RGB or grey; what is left, CMYK, takes as much as the worst format.
+    # In RGB or grey; the others, in CMYK, take as much as the worst format.
     pixel_bytes = JPEG_PIXEL_BYTES if opened.mode in ("RGB", "L") else PIXEL_BYTES
     size = jpeg.scaled(width, part) * jpeg.scaled(height, part) * pixel_bytes
     if not jpeg.has_one_scan(encoded, opened.layers, header_end, "progressive" in opened.info):

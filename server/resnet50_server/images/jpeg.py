@@ -264,9 +264,9 @@ def decode_jpeg(
         on_truncated: Called if it lacks data and is decoded all the same; None to decode no such.
 
     Returns:
-        uint8 [height, width, 3], as stored; None if libjpeg complains. What is unusual is Pillow's
-        to judge: it reads some files that break the standard a little, and says what is wrong with
-        the others.
+        uint8 [height, width, 3], as stored; None if libjpeg complains. Unusual files
+        are left to Pillow: it reads some that break the standard a little, and says what is wrong
+        with the others.
     """
     try:
         return _decode(encoded, size, part)

@@ -39,14 +39,14 @@ class ShadowRequest:
 
     Attributes:
         source: The image, as received.
-        output_of: The variant's output for it.
+        variant_output: The variant's output for it.
         candidate: Computes it.
-        tally: Where it is counted.
+        stats: The split's statistics, which count it.
         background: Colour behind transparent pixels; None for the candidate's.
     """
 
     source: Source
-    output_of: Output
+    variant_output: Output
     candidate: LoadedVariant
     stats: SplitStats
     background: Background | None = None
@@ -137,7 +137,7 @@ class ShadowWorker:
             log.exception("candidate %s failed on a shadow", self._name)
             stats.failed += 1
         else:
-            stats.comparison.add(shadow.output_of, output_of(result, candidate))
+            stats.comparison.add(shadow.variant_output, output_of(result, candidate))
 
 
 def output_of(result: Result, variant: LoadedVariant) -> Output:

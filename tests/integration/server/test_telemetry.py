@@ -32,7 +32,7 @@ CLASSIFY = "resnet50.v1.InferenceService/Classify"
 
 
 class App:
-    """An app with OpenTelemetry set up; what it exports stays here."""
+    """An app with OpenTelemetry set up; its exports stay here."""
 
     def __init__(self) -> None:
         self.exported = InMemorySpanExporter()

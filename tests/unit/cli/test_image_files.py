@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -12,10 +13,11 @@ from PIL import Image
 from resnet50_bulk.file_formats import START_BYTES, image_format
 from resnet50_bulk.image_files import IMAGE_SUFFIXES, LeftOut, find_images
 from resnet50_cli.name_lists import chosen_names, listed_names
-from resnet50_server.images.formats import FORMATS
+from resnet50_server.images.signatures import Format
 from tests.support.pictures import encode, photo_like
 
 JPEG = encode(photo_like(16, 16), "JPEG")
+FORMATS = get_args(Format)
 
 
 def found(folder: Path, left_out: LeftOut | None = None) -> list[str]:

@@ -131,7 +131,7 @@ def test_yuv_of_a_tall_frame_is_that_of_its_parts():
 def test_downscaling_before_conversion_matches_after(format):
     whole = photo_like(640, 480)
     y, u, v = (np.asarray(plane) for plane in whole.convert("YCbCr").split())
-    # Pillow's YCbCr is of full range; what matters here is that all three planes vary.
+    # Pillow's YCbCr is of full range; here all three planes only have to vary.
     u, v = (np.ascontiguousarray(plane[::2, ::2]) for plane in (u, v))
     chroma = np.dstack([u, v]).tobytes() if format == "NV12" else u.tobytes() + v.tobytes()
     frame = parse_raw(raw(y.tobytes() + chroma, format, 640, 480), LIMITS.max_pixels)
