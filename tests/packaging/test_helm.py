@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
 import re
 from typing import Any
@@ -29,110 +27,9 @@ from tests.support.deployments import (
     settings_of,
     variables,
 )
-from tests.support.helm import (
-    CHART,
-    HELM_LABELS,
-    RELEASE,
-    chart,
-    of_kind,
-    pod_of,
-    render,
-    server_of,
-)
+from tests.support.helm import CHART, RELEASE, chart, kinds, of_kind, pod_of, render, server_of
+from tests.support.helm_options import MATRIX, OPTIONS, TLS, VARIANTS_FILE
 from tests.support.kubernetes import VERSIONS, kubernetes_errors
-from tests.support.kustomize import apply_component, base
-
-TLS = {"tls": {"secretName": "resnet50-tls"}}
-TOKENS = {"tokens": {"secretName": "resnet50-tokens"}}
-VARIANTS_FILE = """
-[[variant]]
-name = "IMAGENET1K_V2"
-
-[[variant]]
-name = "IMAGENET1K_V1"
-
-[[variant]]
-name = "untrained"
-seed = 1
-
-[[split]]
-variant = "IMAGENET1K_V2"
-candidate = "IMAGENET1K_V1"
-canary_percent = 5
-"""
-OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "names": {"fullnameOverride": "vision", "image": {"digest": f"sha256:{'0' * 64}"}},
-    "registry": {"image": {"repository": "r.example/x"}, "imagePullSecrets": [{"name": "r"}]},
-    "settings": {"settings": {"max_image_bytes": 2**26, "max_queue_delay_ms": 0.5}},
-    "cpu limit": {"resources": {"limits": {"cpu": 4}}},
-    "gpu": {"gpu": {"enabled": True, "runtimeClassName": "nvidia"}, "cpus": 16},
-    "oip": {"oip": {"enabled": True, "modelName": "vision"}},
-    "http": {"http": {"enabled": True, "settings": {"cors_origin": ["https://a.example"]}}},
-    "init container": {"weights": {"source": "initContainer"}},
-    "existing claim": {"weights": {"persistentVolumeClaim": {"existingClaim": "models"}}},
-    "new claim": {"weights": {"persistentVolumeClaim": {"storageClassName": "nfs"}}},
-    "weights in the image": {"weights": {"source": "image"}},
-    "image volume": {"weights": {"source": "imageVolume", "imageVolume": {"reference": "r/w:1"}}},
-    "variants file": {"variantsFile": VARIANTS_FILE},
-    "own variants": {"variants": ["mine=/variants/mine"]},
-    "tls": TLS,
-    "mtls": {"tls": {**TLS["tls"], "clientCaSecretName": "clients"}},
-    "tokens": TOKENS,
-    "admin": {**TOKENS, "admin": {"enabled": True}},
-    "no service account": {"serviceAccount": {"create": False}},
-    "service account": {"serviceAccount": {"name": "vision", "annotations": {"a.example/b": "c"}}},
-    "any user id": {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}},
-    "no network policy": {"networkPolicy": {"enabled": False}},
-    "egress": {"networkPolicy": {"egress": [{"ports": [{"protocol": "TCP", "port": 4317}]}]}},
-    "cluster ip": {"service": {"clusterIP": True, "annotations": {"a.example/b": "c"}}},
-    "route": {
-        "grpcRoute": {
-            "enabled": True,
-            "parentRefs": [{"name": "public", "namespace": "gateways"}],
-            "hostnames": ["models.example"],
-        }
-    },
-    "keda": {"autoscaling": {"type": "keda", "keda": {"authenticationRef": "prometheus"}}},
-    "no autoscaler": {"autoscaling": {"type": "none"}, "replicas": 3},
-    "no disruption budget": {"podDisruptionBudget": {"enabled": False}},
-    "share of disruption": {"podDisruptionBudget": {"maxUnavailable": "25%"}},
-    "scheduling": {
-        "nodeSelector": {"disk": "ssd"},
-        "tolerations": [{"key": "gpu", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "priorityClassName": "serving",
-        "topologySpreadConstraints": [],
-    },
-    "probes": {"probes": {"startup": {"failureThreshold": 300}}},
-    "monitoring": {
-        "podMonitor": {"enabled": True, "labels": {"release": "p"}, "interval": "15s"},
-        "prometheusRule": {"enabled": True, "labels": {"release": "p"}},
-        "dashboard": {"enabled": True},
-    },
-    "additions": {
-        "podLabels": {"team": "vision"},
-        "podAnnotations": {"a.example/b": "c"},
-        "extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "vision"}],
-        "extraVolumes": [{"name": "models", "emptyDir": {}}],
-        "extraVolumeMounts": [{"name": "models", "mountPath": "/models"}],
-    },
-}
-EXAMPLES = sorted((ROOT / "examples" / "helm").glob("*.yaml"))
-OPTIONS |= {path.name: yaml.safe_load(path.read_text()) for path in EXAMPLES}
-# Options whose templates meet in one object.
-FACTORS = (
-    ({}, TLS),
-    ({}, {**TOKENS, "admin": {"enabled": True}}),
-    ({}, {"gpu": {"enabled": True}}),
-    ({}, {"http": {"enabled": True}, "oip": {"enabled": True}}),
-    *(({"weights": {"source": "initContainer"}}, {"weights": {"source": "image"}}),),
-    ({}, {"autoscaling": {"type": "keda"}, "podMonitor": {"enabled": True}}),
-)
-MATRIX = [
-    {key: value for one in chosen for key, value in one.items()}
-    for chosen in itertools.product(*FACTORS)
-]
 
 
 def settings_with(values: dict[str, Any], patch: pytest.MonkeyPatch) -> Settings:
@@ -225,10 +122,6 @@ def test_names_and_selectors_of_the_objects_match(option):
     assert len(named) == len(set(named))
 
 
-def kinds(objects: list[dict[str, Any]]) -> set[str]:
-    return {one["kind"] for one in objects}
-
-
 def test_two_releases_of_a_namespace_share_no_object_and_no_pod():
     one, other = render(), render(release="other")
     names = [{(each["kind"], each["metadata"]["name"]) for each in some} for some in (one, other)]
@@ -254,88 +147,6 @@ def test_chart_has_the_version_of_the_project():
 def base_kustomization() -> dict[str, Any]:
     (found,) = documents(KUBERNETES / "kustomization.yaml")
     return found
-
-
-# Beside Kustomize
-
-
-def plain(manifest: Any) -> Any:
-    """Return an object without the labels of Helm, lists of named elements by their names."""
-    if isinstance(manifest, dict):
-        return {
-            key: plain(value)
-            for key, value in manifest.items()
-            if key not in HELM_LABELS and value != {}
-        }
-    if isinstance(manifest, list) and manifest and isinstance(manifest[0], dict):
-        if "name" in manifest[0]:
-            return {one["name"]: plain(one) for one in manifest}
-        return [plain(one) for one in manifest]
-    return manifest
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("Deployment", "Service", "ServiceAccount", "NetworkPolicy"),
-        *("PodDisruptionBudget", "HorizontalPodAutoscaler"),
-    ],
-)
-def test_default_object_is_that_of_kustomize(kind):
-    expected, found = copy.deepcopy(base()[kind]), of_kind(render(), kind)
-    # Kustomize sets the tag, Helm the policy; Helm labels every object.
-    if kind == "Deployment":
-        for manifest in (expected, found):
-            (server,) = manifest["spec"]["template"]["spec"]["containers"]
-            server.pop("imagePullPolicy", None)
-            server["image"] = server["image"].partition(":")[0]
-        (volume, *_) = found["spec"]["template"]["spec"]["volumes"]
-        volume["persistentVolumeClaim"]["claimName"] = "weights"
-    for manifest in (expected, found):
-        manifest["metadata"].pop("labels", None)
-    assert plain(found) == plain(expected)
-
-
-def test_default_job_is_that_of_kustomize():
-    expected, found = copy.deepcopy(base()["Job"]), of_kind(render(), "Job")
-    for manifest in (expected, found):
-        (fetch,) = manifest["spec"]["template"]["spec"]["containers"]
-        for key in ("name", "image", "imagePullPolicy"):
-            fetch.pop(key, None)
-        (volume, *_) = manifest["spec"]["template"]["spec"]["volumes"]
-        assert volume.pop("persistentVolumeClaim")["claimName"].endswith("weights")
-    assert plain(found["spec"]) == plain(expected["spec"])
-
-
-COMPONENTS = {
-    "tls": TLS,
-    "admin": OPTIONS["admin"],
-    "variants-file": OPTIONS["variants file"],
-    "weights-init": OPTIONS["init container"],
-    "weights-image": {
-        "weights": {
-            "source": "imageVolume",
-            "imageVolume": {"reference": "registry.example.com/resnet50-weights:1"},
-        }
-    },
-}
-
-
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_option_is_the_component_of_kustomize(component):
-    objects, rendered = base(), render(COMPONENTS[component])
-    apply_component(objects, component)
-    pods = (objects["Deployment"]["spec"]["template"]["spec"], pod_of(rendered))
-    for pod in pods:
-        for container in (*pod["containers"], *pod.get("initContainers", [])):
-            for key in ("image", "imagePullPolicy"):
-                container.pop(key, None)
-        for volume in pod["volumes"]:  # of the weights and of the file: prefixed by the release
-            volume.get("persistentVolumeClaim", {}).pop("claimName", None)
-    assert plain(pods[1]) == plain(pods[0])
-    assert ("Job" in objects) == ("Job" in kinds(rendered))
-    policies = objects["NetworkPolicy"], of_kind(rendered, "NetworkPolicy")
-    assert plain(policies[1]["spec"]) == plain(policies[0]["spec"])
 
 
 def test_variants_file_is_mounted_and_its_official_weights_are_fetched(tmp_path):

@@ -60,3 +60,7 @@ def pod_of(objects: list[Object], kind: str = "Deployment") -> Object:
 def server_of(objects: list[Object]) -> Object:
     (container,) = pod_of(objects)["containers"]
     return dict(container)
+
+
+def kinds(objects: list[Object]) -> set[str]:
+    return {one["kind"] for one in objects}

@@ -8,25 +8,32 @@ import threading
 from functools import partial
 
 import grpc
-import numpy as np
 import pytest
 from torchvision.models import ResNet50_Weights
 
-from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
-from resnet50_server.engines.reference_check import ReferenceOutput
+from resnet50.v1 import inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_server.lifecycle import loader
 from resnet50_server.lifecycle.loader import load_variant
-from resnet50_server.settings import Settings
 from tests.support.administering import (
-    ADMIN,
     APP,
     DRAINING,
-    IMAGE,
     LOADING,
     READY,
     administrator,
     describe,
     refused,
+)
+from tests.support.live_variants import (
+    PICTURES,
+    REAL,
+    ask,
+    listed,
+    open_stream,
+    put,
+    replace,
+    send,
+    set_default,
+    told,
 )
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import (
@@ -38,13 +45,7 @@ from tests.support.serving import (
     until,
     until_result,
 )
-from tests.support.weights import calm, custom_variant, publish
-
-# Small images: what is tested is which weights answer, not how fast.
-SMALL = {"resize": 64, "crop": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-CATEGORIES = 10
-REAL = {"engine": "torch", "variants": ["untrained=random:0"], "max_batch_size": 4}
-PICTURES = [image_pb2.Image(encoded=encode(photo_like(80, 70, seed))) for seed in range(3)]
+from tests.support.weights import calm, publish
 
 
 @pytest.fixture
@@ -52,58 +53,6 @@ def folder(tmp_path):
     """A folder of variants, of which the null engine reads the descriptions only."""
     describe(tmp_path / "variants" / "digits")
     return tmp_path / "variants"
-
-
-def put(folder, name: str, seed: int):
-    """Put weights into a folder as one should: beside, then in their place at once."""
-    beside, state = folder.parent / "new" / name, dict(calm(1, CATEGORIES))
-    # Other weights, made fast: the categories trade places.
-    for key in ("fc.weight", "fc.bias"):
-        state[key] = state[key].roll(seed, 0).clone()
-    custom_variant(beside, state, CATEGORIES, transform=SMALL)
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    for path in beside.iterdir():
-        path.replace(folder / name / path.name)
-    return folder / name
-
-
-async def replace(admin, name: str) -> variant_pb2.LoadVariantResponse:
-    request = variant_pb2.LoadVariantRequest(name=name, replace=True)
-    return await admin.variants.LoadVariant(request, metadata=admin.token())
-
-
-async def set_default(admin, name: str, token: str = ADMIN):
-    request = variant_pb2.SetDefaultVariantRequest(name=name)
-    return await admin.variants.SetDefaultVariant(request, metadata=admin.token(token))
-
-
-async def listed(admin) -> list[variant_pb2.Variant]:
-    request = variant_pb2.ListVariantsRequest()
-    return list((await admin.variants.ListVariants(request, metadata=admin.token())).variants)
-
-
-def ask(admin, image: image_pb2.Image, variant: str):
-    options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
-    request = inference_pb2.ClassifyRequest(options=options, image=image)
-    return admin.inference.Classify(request, metadata=admin.token())
-
-
-def told(reply) -> tuple[int, float]:
-    category = reply.classification.categories[0]
-    return category.index, round(category.probability, 3)
-
-
-async def open_stream(admin, variant: str):
-    stream = admin.inference.ClassifyStream(metadata=admin.token())
-    options = inference_pb2.ClassifyOptions(variant=variant, top_k=1)
-    config = inference_pb2.ClassifyStreamConfig(options=options)
-    await stream.write(inference_pb2.ClassifyStreamRequest(config=config))
-    return stream
-
-
-async def send(stream, frame_id: int, image: image_pb2.Image = IMAGE) -> None:
-    frame = inference_pb2.Frame(frame_id=frame_id, image=image)
-    await stream.write(inference_pb2.ClassifyStreamRequest(frame=frame))
 
 
 # Replacing
@@ -400,151 +349,6 @@ async def test_another_default_answers_requests_that_name_none(folder, tmp_path)
             await admin.unload("digits")
         await admin.unload("DEFAULT")
         assert await admin.states() == {"digits": READY}
-
-
-# Memory
-
-
-def megabytes(count: int) -> int:
-    return count * 2**20
-
-
-@pytest.fixture
-def three(tmp_path):
-    folder = tmp_path / "variants"
-    for seed, name in enumerate(("one", "two", "three")):
-        put(folder, name, seed)
-    return folder
-
-
-async def test_variant_beyond_the_budget_is_refused(three, tmp_path):
-    # Each takes about 117 MiB in eager PyTorch.
-    options = REAL | {"max_variants_bytes": megabytes(300)}
-    async with administrator(three, **options) as admin:
-        await admin.load("one")
-        with refused("FAILED_PRECONDITION", "max_variants_bytes: two takes about 116 MiB"):
-            await admin.load("two")
-        # Nor is there room for both while one replaces the other.
-        with refused("FAILED_PRECONDITION", "untrained 126, one 116"):
-            await replace(admin, "one")
-        assert (await admin.states())["one"] == READY
-        await admin.unload("one")
-        assert (await admin.load("two")).state == READY
-
-
-async def test_lru_variants_are_evicted_but_never_the_default(three, tmp_path):
-    options = REAL | {"max_variants_bytes": megabytes(400), "evict_variants": True}
-    async with administrator(three, **options) as admin:
-        await admin.load("one")
-        await admin.load("two")
-        await ask(admin, PICTURES[0], "two")
-        await ask(admin, PICTURES[0], "one")
-        request = variant_pb2.LoadVariantRequest(name="three")
-        loaded = await admin.variants.LoadVariant(request, metadata=admin.token())
-        assert list(loaded.evicted) == ["two"]
-        assert await admin.states() == {"untrained": READY, "one": READY, "three": READY}
-        # Its own place is no room for its replacement; the others are.
-        assert list((await replace(admin, "three")).evicted) == ["one"]
-
-
-async def test_variants_beyond_the_budget_stop_the_start(tmp_path):
-    from resnet50_server.errors import WeightsError
-    from tests.support.serving import serving
-
-    with pytest.raises(WeightsError, match="max_variants_bytes: untrained takes about"):
-        async with serving(**REAL, max_variants_bytes=megabytes(100)):
-            pass
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"watch_variants_s": 1.0}, "watch_variants_s: needs variants_dir"),
-        ({"evict_variants": True}, "evict_variants: needs max_variants_bytes"),
-    ],
-)
-def test_settings_that_need_others_say_so(settings, text):
-    with pytest.raises(ValueError, match=text):
-        Settings(variants=["x=random:0"], **settings)
-
-
-# The folder
-
-
-async def test_watched_folder_loads_replaces_and_unloads(tmp_path):
-    folder = tmp_path / "variants"
-    folder.mkdir()
-    options = REAL | {"watch_variants_s": 0.05}
-    async with administrator(folder, **options) as admin:
-
-        async def digest() -> str:
-            ready = [one for one in await listed(admin) if (one.name, one.state) == ("mine", READY)]
-            return ready[0].digest if ready else ""
-
-        async def changed(before: str) -> str:
-            return await until_result(digest, lambda now: now != before)
-
-        put(folder, "mine", 1)
-        first = await changed("")
-        put(folder, "mine", 2)
-        second = await changed(first)
-        assert (await ask(admin, PICTURES[0], "mine")).variant.digest == second
-        # Half a file: the served variant keeps serving, and the reason is shown.
-        (folder / "mine" / "weights.pth").write_bytes(b"half")
-        await until_result(
-            lambda: listed(admin),
-            lambda variants: any("broken" in one.last_failure for one in variants),
-        )
-        assert await digest() == second
-        shutil.rmtree(folder / "mine")
-        assert await changed(second) == ""
-        await until_result(lambda: listed(admin), lambda variants: len(variants) <= 1)
-        with refused("NOT_FOUND", "untrained"):
-            await ask(admin, PICTURES[0], "mine")
-
-
-async def test_variant_of_a_removed_directory_is_unloaded_when_unused(folder, tmp_path, caplog):
-    async with administrator(folder, watch_variants_s=0.01) as admin:
-        await until_result(admin.states, lambda states: states.get("digits") == READY)
-        await set_default(admin, "digits")
-        shutil.rmtree(folder / "digits")
-        await until(
-            lambda: "digits is the default, for requests that name no variant" in caplog.text
-        )
-        assert list(await admin.states()) == ["digits", "IMAGENET1K_V2"]
-        await set_default(admin, "IMAGENET1K_V2")
-        await until_result(admin.states, lambda states: "digits" not in states)
-        assert caplog.text.count("digits is the default, for requests that name no variant") == 1
-
-
-# The check itself
-
-
-def test_reference_check_finds_other_weights_in_any_precision(tmp_path):
-    import torch
-
-    from resnet50_server.engines.torch_engine import TorchEngine
-    from resnet50_server.errors import WeightsError
-    from resnet50_server.variants.checkpoints import read_custom
-    from resnet50_server.variants.network import build_network
-    from resnet50_server.variants.spec import parse_variant
-
-    def engine_of(name: str, seed: int, precision: str = "fp32"):
-        spec = parse_variant(f"{name}={put(tmp_path, name, seed)}")
-        weights = read_custom(spec)
-        network = build_network(spec, weights)
-        device = torch.device("cpu")
-        engine = TorchEngine(network, spec.transform, device, precision)
-        return spec, ReferenceOutput.compute(spec, weights), engine
-
-    spec, canary, engine = engine_of("one", 1)
-    canary.check(engine, spec, "fp32")
-    assert np.ptp(canary.probabilities) > 0.1  # a telling answer
-    for precision in ("bf16", "fp16"):
-        canary.check(engine_of("one", 1, precision)[2], spec, precision)
-    for precision in ("fp32", "fp16", "bf16", "int8"):
-        with pytest.raises(WeightsError, match="does not match these weights"):
-            canary.check(engine_of("two", 2)[2], spec, precision)
 
 
 async def test_closing_engine_delays_no_batch_of_others():

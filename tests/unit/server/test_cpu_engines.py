@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,47 +20,27 @@ import torch
 from torch import Tensor
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
-from resnet50_server.engines import autoselect, onnx_export, quantize
-from resnet50_server.engines.base import BatchOutput, Engine, Images
+from resnet50_server.engines import autoselect, onnx_export
+from resnet50_server.engines.base import Engine, Images
 from resnet50_server.engines.graph_cache import DIGEST_DIGITS
-from resnet50_server.engines.quantize import Agreement
-from resnet50_server.engines.topk import top_k_of
 from resnet50_server.errors import WeightsError
-from resnet50_server.lifecycle.engine_builder import BuiltEngine, build_engine, prepare_variant
-from resnet50_server.lifecycle.loaded_variant import LoadedVariant
-from resnet50_server.settings import Settings
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import parse_variant
 from tests.support import weights
+from tests.support.cpu_engines import (
+    CATEGORIES,
+    CROP,
+    GRAPHS,
+    assert_equal,
+    in_order,
+    open_variant,
+    pictures,
+)
 from tests.support.pictures import encode, photo_like
 
 pytestmark = weights.ignore_torchs_plans_for_int8
 
 UINT8 = onnx.TensorProto.UINT8
-CATEGORIES = 10
-CROP = 64
-GRAPHS = ("onnxruntime", "openvino")
-
-
-@pytest.fixture(scope="module")
-def mine(tmp_path_factory) -> str:
-    """A custom variant of small pictures, which computes fast."""
-    transform = weights.TRANSFORM | {"resize": CROP, "crop": CROP}
-    directory = weights.custom_variant(
-        tmp_path_factory.mktemp("variant") / "mine",
-        weights.calm(3, CATEGORIES),
-        CATEGORIES,
-        transform=transform,
-    )
-    return f"mine={directory}"
-
-
-@pytest.fixture(scope="module")
-def exported(mine, tmp_path_factory) -> Path:
-    """A graph cache that has its graph."""
-    cache = tmp_path_factory.mktemp("graphs")
-    open_variant(mine, cache, engine="onnxruntime").engine.close()
-    return cache
 
 
 @pytest.fixture(scope="module")
@@ -95,29 +74,6 @@ def folder(tmp_path_factory) -> Path:
     for seed in range(20):
         (directory / f"{seed}.png").write_bytes(encode(photo_like(80, 70, seed)))
     return directory
-
-
-def pictures(count: int = 4, crop: int = CROP) -> Images:
-    return [np.asarray(photo_like(crop, crop, 100 + seed)) for seed in range(count)]
-
-
-def open_variant(argument: str, cache: Path, **settings: Any) -> BuiltEngine:
-    options = Settings(variants=[argument], device="cpu", graph_cache_dir=cache, **settings)
-    return build_engine(prepare_variant(parse_variant(argument), options), options)
-
-
-def in_order(output: BatchOutput) -> np.ndarray:
-    """Return the probability of each category, by its index."""
-    found = np.full_like(output.probabilities, np.nan)
-    np.put_along_axis(found, output.indices, output.probabilities, axis=1)
-    return found
-
-
-def assert_equal(found: BatchOutput, expected: BatchOutput, tolerance: float) -> None:
-    assert np.abs(in_order(found) - in_order(expected)).max() <= tolerance
-    assert found.embeddings.shape == expected.embeddings.shape
-    for one, two in zip(found.embeddings, expected.embeddings, strict=True):
-        assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
@@ -391,81 +347,6 @@ def test_bf16_runs_in_openvino_and_stays_near(mine, exported):
     assert_equal(opened.engine.run(pictures(), 10, True), right, tolerance=0.1)
 
 
-@pytest.mark.parametrize("kind", GRAPHS)
-def test_int8_is_quantized_and_compared_on_other_images(mine, cache, folder, kind, monkeypatch):
-    used: list[Images] = []
-    write = quantize.quantize_graph
-
-    def watched(graph: Path, images: Images, out: Path) -> None:
-        used.append(images)
-        write(graph, images, out)
-
-    monkeypatch.setattr(autoselect, "quantize_graph", watched)
-    # tests/integration/cli/test_digits.py says how little int8 changes answers that matter.
-    asked = {"engine": kind, "precision": "int8", "min_int8_agreement": 0.0}
-    opened = open_variant(mine, cache, calibration_dir=folder, **asked)
-    assert (opened.kind, opened.precision) == (kind, "int8")
-    found = opened.quantization
-    assert (found.calibration_images, found.compared_images) == (15, 5)
-    assert 0.0 <= found.top_1 <= 1.0 and 0.99 < found.cosine < 1.0
-    # The convolutions really are int8.
-    graph = next(onnx.load(path).graph for path in cache.glob("*-int8-*.onnx"))
-    assert sum(one.data_type == onnx.TensorProto.INT8 for one in graph.initializer) >= 53
-    # ... and so is what lies between them: a Relu of its own would be float.
-    assert not [node for node in graph.node if node.op_type == "Relu"]
-    images = quantize.read_images(folder, parse_variant(mine).transform, quantize.ImageLimits())
-    assert len(used) == 1 and len(used[0]) == 15
-    for held_out in images.held_out:
-        assert not any((held_out == one).all() for one in used[0])
-    again = open_variant(mine, cache, calibration_dir=folder, **asked)
-    assert again.quantization == found
-    assert len(used) == 1
-
-
-def test_int8_that_strays_too_far_is_refused(mine, cache, folder, monkeypatch):
-    monkeypatch.setattr(autoselect, "compare", lambda *_: Agreement(15, 5, 0.6, 0.99), raising=True)
-    with pytest.raises(WeightsError, match=r"60\.0% of 5 images .*min_int8_agreement is 90\.0%"):
-        open_variant(mine, cache, precision="int8", calibration_dir=folder)
-    opened = open_variant(
-        mine, cache, precision="int8", calibration_dir=folder, min_int8_agreement=0.5
-    )
-    assert opened.quantization.top_1 == 0.6
-
-
-def test_int8_needs_images_and_names_one_that_is_broken(mine, exported, folder, tmp_path):
-    with pytest.raises(WeightsError, match="--calibration-dir"):
-        open_variant(mine, exported, precision="int8")
-    few = tmp_path / "few"
-    few.mkdir()
-    (few / "one.png").write_bytes(encode(photo_like(80, 70, 0)))
-    with pytest.raises(WeightsError, match="holds 1 files; int8 needs at least 16"):
-        open_variant(mine, exported, precision="int8", calibration_dir=few)
-    for path in folder.iterdir():
-        (few / path.name).write_bytes(path.read_bytes())
-    (few / "notes.txt").write_text("not an image")
-    with pytest.raises(WeightsError, match=r"notes\.txt cannot be used"):
-        open_variant(mine, exported, precision="int8", calibration_dir=few)
-
-
-def test_calibration_images_may_be_below_a_hidden_folder(folder, tmp_path):
-    hidden = tmp_path / ".data" / "images"
-    shutil.copytree(folder, hidden)
-    (hidden / ".thumbnails").mkdir()
-    (hidden / ".thumbnails" / "x.png").write_bytes(b"no image")
-    transform = parse_variant("IMAGENET1K_V2").transform
-    found = quantize.read_images(hidden, transform, quantize.ImageLimits())
-    assert len(found.calibrating) + len(found.held_out) == len(list(folder.iterdir()))
-
-
-def test_vectors_of_int8_made_here_have_a_space_of_their_own():
-    def space(quantization: object) -> str:
-        opened = BuiltEngine(None, "openvino", "ab" * 32, 1, "cpu", "int8", True, quantization)
-        return LoadedVariant(parse_variant("IMAGENET1K_V2"), opened, None, None, None).space
-
-    assert space(None) == "IMAGENET1K_V2@abababababab"
-    assert space(Agreement(1, 1, 1.0, 1.0)) == "IMAGENET1K_V2@abababababab-int8"
-
-
 def test_importing_openvino_neither_forks_nor_calls_anyone():
     program = """
 import sys
@@ -503,15 +384,6 @@ os.kill(os.getpid(), signal.SIGTERM)
         [sys.executable, "-c", program, graph], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "stopping\n"), done.stderr
-
-
-@pytest.mark.parametrize("top_k", [0, 1, 5, 37])
-def test_ranking_is_that_of_a_full_sort(top_k):
-    probabilities = np.random.default_rng(0).random((6, 37), dtype=np.float32)
-    indices, values = top_k_of(probabilities, top_k)
-    assert indices.dtype == np.int64 and values.dtype == np.float32
-    assert (indices == np.argsort(-probabilities, axis=1)[:, :top_k]).all()
-    assert (values == -np.sort(-probabilities, axis=1)[:, :top_k]).all()
 
 
 def test_random_networks_have_graphs_too(tmp_path):
