@@ -17,16 +17,15 @@ from pydantic_settings import (
 )
 
 from .groups import (
-    Authentication,
     Batching,
     Cache,
     Compute,
     General,
-    Network,
     Observability,
     Variants,
 )
 from .limits import Limits
+from .network import Authentication, Network
 from .timeouts import Timeouts
 
 ENV_PREFIX = "RESNET50_"
