@@ -117,15 +117,19 @@ def test_cluster_is_started_and_stopped_for_a_run(tmp_path):
     assert np.isfinite(read_output(tmp_path / "x.npz").vectors).all()
 
 
-def test_worker_that_cannot_load_its_variant_says_why(cluster, tmp_path):
+@pytest.mark.parametrize("job", [embed, classify])
+def test_worker_that_cannot_load_its_variant_says_why(cluster, tmp_path, capfd, job):
     write_images(tmp_path / "d", 3)
-    with pytest.raises(WorkerFailed, match="cuda"):
-        embed(
-            *(tmp_path / "d", tmp_path / "x.npz"),
+    with pytest.raises(
+        WorkerFailed, match=r"^the Ray worker on [\d.]+: device: cuda:7 was asked for"
+    ):
+        job(
+            *(tmp_path / "d", tmp_path / "x.parquet"),
             variant="one=random:1",
             device="cuda:7",
             workers=RayWorkers(cluster),
         )
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_unreachable_cluster_is_named(tmp_path):

@@ -16,7 +16,7 @@ from resnet50_bulk.provenance import Provenance
 from resnet50_bulk.run import Images, Outcome, opened_run
 from resnet50_bulk.sources import Names, source_of
 
-from .local import LocalCall, LocalClassifier, LocalEmbedder
+from .local import LocalClassifier, LocalEmbedder
 from .workers import RayWorkers
 
 
@@ -132,7 +132,8 @@ def classify(
         WorkerFailed: The variant cannot be loaded, or does not compute any more.
     """
     output_at(Path(out), CategoryColumn())
-    with closing(LocalClassifier(variant, top_k=top_k, background=background, **options)) as call:
+    arguments = {"variant": variant, "top_k": top_k, "background": background, **options}
+    with closing(_open(LocalClassifier, workers, arguments)) as call:
         output = output_at(Path(out), CategoryColumn(call.labels))
         return _run(source, output, call, append, restart, on_progress)
 
@@ -164,12 +165,22 @@ def open_embedder(
         "background": background,
         **options,
     }
-    if workers is not None:
-        return _ray_call(LocalEmbedder, workers, arguments)
-    return LocalEmbedder(**arguments)
+    return _open(LocalEmbedder, workers, arguments)
 
 
-def _ray_call(kind: type[LocalCall], workers: RayWorkers, arguments: dict[str, Any]) -> BulkCall:
+def _open(
+    kind: type[LocalEmbedder] | type[LocalClassifier],
+    workers: RayWorkers | None,
+    arguments: dict[str, Any],
+) -> BulkCall:
+    """Return what computes, in this process or on Ray's workers.
+
+    Raises:
+        ValueError: An argument is wrong, or Ray is not installed.
+        WorkerFailed: The variant cannot be loaded.
+    """
+    if workers is None:
+        return kind(**arguments)
     # Imported here: Ray is optional.
     try:
         from .ray_data import RayCall

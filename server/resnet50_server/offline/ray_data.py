@@ -41,6 +41,17 @@ from .workers import LOCAL, RayWorkers
 BLOCK_IMAGES = 256
 # Tasks that a worker computes at once, so that its engine is busy between two of them.
 TASKS_AT_ONCE = 2
+# Columns of a computed block.
+COMPUTED = pa.schema(
+    {
+        "name": pa.binary(),
+        "vector": pa.binary(),
+        "error": pa.binary(),
+        "provenance": pa.string(),
+        # Of the worker, not of an image.
+        "failure": pa.binary(),
+    }
+)
 
 
 class ImageFailed(Exception):
@@ -168,13 +179,28 @@ class _Worker:
         os.environ.update(environment)
         with suppress(OSError):
             os.chdir(directory)
-        self._call = kind(**arguments)
         self._source = source
+        self._call: LocalCall | None = None
+        self._failure = ""
+        try:
+            self._call = kind(**arguments)
+        except Exception as error:
+            # Ray loses the error of some actors that never started, and prints the others at
+            # length; the first block carries it instead.
+            self._failure = _reason(error)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Compute a block: a column of names to columns of names, vectors and errors."""
+        """Compute a block: a column of names to columns of names, vectors and errors.
+
+        If the worker has failed, the block is one row with the reason.
+        """
         names = [os.fsdecode(name) for name in block.column("name").to_pylist()]
-        found = dict(self._call(self._source.images(names)))
+        if self._call is None:
+            return _failed(self._failure)
+        try:
+            found = dict(self._call(self._source.images(names)))
+        except WorkerFailed as error:
+            return _failed(_reason(error))
         vectors: list[bytes | None] = []
         errors: list[bytes | None] = []
         for name in names:
@@ -182,20 +208,46 @@ class _Worker:
             failed = isinstance(outcome, Exception)
             vectors.append(None if isinstance(outcome, Exception) else outcome.vector.tobytes())
             text = error_text(outcome) if isinstance(outcome, Exception) else ""
-            errors.append(text.encode("utf-8", "backslashreplace") if failed else None)
+            errors.append(_encoded(text) if failed else None)
+        provenance = self._call.provenance.to_json()
         return pa.table(
             {
                 "name": block.column("name"),
-                "vector": pa.array(vectors, pa.binary()),
-                "error": pa.array(errors, pa.binary()),
-                "provenance": pa.array([self._call.provenance.to_json()] * len(names), pa.string()),
-            }
+                "vector": vectors,
+                "error": errors,
+                "provenance": [provenance] * len(names),
+                "failure": [None] * len(names),
+            },
+            COMPUTED,
         )
 
 
+def _failed(reason: str) -> pa.Table:
+    """Return a block of a worker that has failed."""
+    text = f"{ray.util.get_node_ip_address()}: {reason}"
+    return pa.Table.from_pylist([{"failure": _encoded(text)}], COMPUTED)
+
+
+def _reason(error: Exception) -> str:
+    text = error_text(error)
+    told = isinstance(error, (WorkerFailed, ValueError, OSError)) and text
+    return text if told else f"{type(error).__name__}: {text}"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
 def _outcomes(table: pa.Table) -> Iterator[tuple[str, Outcome]]:
+    """Yield the names and results of a block.
+
+    Raises:
+        WorkerFailed: Its worker has failed.
+    """
     provenances: dict[str, Provenance] = {}
     for row in table.to_pylist():
+        if row["failure"] is not None:
+            raise WorkerFailed(f"the Ray worker on {row['failure'].decode()}")
         name = os.fsdecode(row["name"])
         if row["error"] is not None:
             yield name, ImageFailed(row["error"].decode())

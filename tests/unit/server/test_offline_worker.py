@@ -18,7 +18,14 @@ from resnet50_client import AsyncClient
 from resnet50_server.batching.result import Result
 from resnet50_server.engines.stub_engines import NullEngine
 from resnet50_server.errors import InvalidImage
-from resnet50_server.offline import ImageWorker, LocalEmbedder, WorkerFailed
+from resnet50_server.offline import (
+    ImageWorker,
+    LocalEmbedder,
+    RayWorkers,
+    WorkerFailed,
+    classify,
+    embed,
+)
 from resnet50_server.offline.in_flight import InFlight
 from tests.support.counted_engine import counted_engine
 from tests.support.offline import BROKEN
@@ -233,3 +240,10 @@ def test_results_are_arrays_of_the_contract():
     with ImageWorker(**NULL) as worker:
         ((_, one),) = worker.run([("a", JPEG)], top_k=1)
     assert one.embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize("job", [embed, classify])
+def test_workers_of_ray_compute_and_not_this_process(job, tmp_path):
+    # Ray is missing, or its cluster is.
+    with pytest.raises((ValueError, WorkerFailed), match=r"the extra \[ray\]|no Ray cluster"):
+        job([], tmp_path / "x.parquet", engine="null", workers=RayWorkers("127.0.0.1:1"))
