@@ -20,7 +20,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console console-pictures proxies ray languages bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
+.PHONY: help demo serve test coverage oip console console-pictures proxies ray languages openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,6 +76,9 @@ proxies: $(VENV)/installed  ## Try nginx, HAProxy and Envoy with the configurati
 
 languages: $(VENV)/installed  ## Build and run the examples in Node and Go against servers; needs npm, and Go with gRPC
 	$(BIN)/python -m tests.e2e.languages
+
+openapi-clients: $(VENV)/installed  ## Clients generated from /openapi.json, in Python and TypeScript, make their calls; needs npm
+	$(BIN)/python -m tests.e2e.openapi_clients
 
 matrix: $(VENV)/installed  ## The SDK on each CPython here, with old and new grpcio and protobuf, 5 minutes
 	$(BIN)/python -m tests.e2e.matrix

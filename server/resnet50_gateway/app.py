@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,35 @@ from starlette.types import ASGIApp
 
 from .body import BodyReader
 from .embeddings import EmbeddingRoutes
+from .embeddings import error_response as embeddings_error
 from .exchange import FORWARDED, REQUEST_ID, TIMEOUT_HEADER, request_id_of
 from .images import ImageRoutes
 from .live import LiveFigures
 from .metrics import Metrics
-from .open_inference import OpenInferenceRoutes, error_response
+from .open_inference import OpenInferenceRoutes
+from .open_inference import error_response as open_inference_error
 from .openapi import OpenApiRoutes
 from .problems import ClientDisconnected, Problem
 from .request_gate import RequestGate
-from .rpc import RpcRoutes
+from .rpc import RpcRoutes, connect_error
 from .settings import Settings
 from .stream import StreamRoutes
 from .upstream import Upstream
 from .variants import VariantRoutes
 from .weaviate import WeaviateRoutes
+from .weaviate import error_response as weaviate_error
 
 log = logging.getLogger(__name__)
 
 CONSOLE = Path(__file__).parent / "console"
+# Clients of these paths parse errors in a form of their own; others get problem details.
+_ERROR_FORMS: dict[str, Callable[[Problem], Response]] = {
+    "/v1/embeddings": embeddings_error,
+    "/vectors": weaviate_error,
+    "/.well-known/": weaviate_error,
+    "/v2": open_inference_error,
+    "/resnet50.v1.": connect_error,
+}
 _CODES = {404: "NOT_FOUND", 405: "UNIMPLEMENTED", 400: "INVALID_ARGUMENT"}
 
 
@@ -110,13 +122,27 @@ def create_app(
     paths = {
         one.app if isinstance(one, Mount) else one.endpoint: one.path for one in reversed(routes)
     }
-    return RequestGate(app, settings, metrics, paths)
+    return RequestGate(app, settings, metrics, paths, problem_response)
+
+
+def problem_response(path: str, problem: Problem, request_id: str) -> Response:
+    """Return a problem in the form that clients of a path parse.
+
+    Args:
+        path: Of the request.
+        problem: Why it fails.
+        request_id: Connects the response with the server's log.
+    """
+    for prefix, form in _ERROR_FORMS.items():
+        if path.startswith(prefix):
+            return form(problem)
+    return problem.response(request_id)
 
 
 def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     log.debug("%s %s: %s", request.method, request.url.path, error)
-    return error.response(request_id_of(request))
+    return problem_response(request.url.path, error, request_id_of(request))
 
 
 def _http_problem(request: Request, error: Exception) -> Response:
@@ -128,10 +154,7 @@ def _http_problem(request: Request, error: Exception) -> Response:
         405: f"method: {request.method} is not allowed here",
     }.get(error.status_code, error.detail)
     problem = Problem(code, what, status=error.status_code)
-    if request.url.path.startswith("/v2/"):
-        response = error_response(problem)
-    else:
-        response = problem.response(request_id_of(request))
+    response = problem_response(request.url.path, problem, request_id_of(request))
     response.headers.update(error.headers or {})
     return response
 
@@ -140,7 +163,7 @@ def _failed(request: Request, _: Exception) -> Response:
     """Return the response to an error of the gateway itself, whose reason is logged."""
     request_id = request_id_of(request)
     message = f"internal error; the gateway's log has the reason under request id {request_id}"
-    return Problem("INTERNAL", message).response(request_id)
+    return problem_response(request.url.path, Problem("INTERNAL", message), request_id)
 
 
 def _disconnected(request: Request, _: Exception) -> Response:

@@ -30,6 +30,19 @@ _QUERY: dict[str, Callable[[str, str], Any]] = {}
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error"}
 
 
+def error_response(problem: Problem) -> Response:
+    """Return a problem in the form of embedding APIs, {"error": {"message": "…", …}}."""
+    error = {
+        "message": problem.message,
+        "type": _TYPES.get(problem.status, "server_error"),
+        "param": problem.field,
+        "code": problem.reason or problem.code,
+    }
+    response = json_response({"error": error}, problem.headers())
+    response.status_code = problem.status
+    return response
+
+
 class EmbeddingRoutes:
     """The route of embeddings.
 
@@ -52,15 +65,7 @@ class EmbeddingRoutes:
         try:
             return await self._embed(request)
         except Problem as problem:
-            error = {
-                "message": problem.message,
-                "type": _TYPES.get(problem.status, "server_error"),
-                "param": problem.field,
-                "code": problem.reason or problem.code,
-            }
-            response = json_response({"error": error}, problem.headers())
-            response.status_code = problem.status
-            return response
+            return error_response(problem)
 
     async def _embed(self, request: Request) -> Response:
         parse(request.query_params, _QUERY)

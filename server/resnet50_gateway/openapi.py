@@ -12,8 +12,24 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from resnet50.oip.messages import message_class
+from resnet50.v1 import inference_pb2, variant_pb2
+
 from .images import json_response
+from .json_messages import add_schemas
 from .release import release
+
+_ANSWERS = (
+    inference_pb2.ClassifyResponse,
+    inference_pb2.EmbedResponse,
+    inference_pb2.ClassifyBatchResponse,
+    inference_pb2.EmbedBatchResponse,
+    variant_pb2.ListVariantsResponse,
+)
+_OIP_ANSWERS = (
+    *("ServerMetadataResponse", "ModelMetadataResponse", "ModelConfig"),
+    *("ModelStatisticsResponse", "RepositoryIndexResponse.ModelIndex"),
+)
 
 
 class OpenApiRoutes:
@@ -42,10 +58,15 @@ class OpenApiRoutes:
 
 @lru_cache
 def description() -> dict[str, Any]:
-    """Return the description of the paths, as OpenAPI 3.1."""
+    """Return the description of the paths, as OpenAPI 3.1; schemas of answers are the messages'."""
     text = files(__package__).joinpath("openapi.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     found["info"]["version"] = release()
+    schemas = found["components"]["schemas"]
+    for message in _ANSWERS:
+        add_schemas(schemas, message.DESCRIPTOR)
+    for name in _OIP_ANSWERS:
+        add_schemas(schemas, message_class(name).DESCRIPTOR, original_names=True)
     return found
 
 
@@ -79,7 +100,9 @@ def _operation(path: str, method: str, operation: dict[str, Any], spec: dict[str
         for one in parameters
     )
     table = f"<table><tr><th>name</th><th>in</th><th></th></tr>{rows}</table>" if rows else ""
-    bodies = ", ".join(operation.get("requestBody", {}).get("content", ()))
+    body = operation.get("requestBody", {})
+    bodies = ", ".join(body.get("content", ()))
+    about = escape(body.get("description", ""))
     example = operation.get("x-curl", "")
     answers = "".join(
         f"<li><code>{escape(code)}</code> {escape(_resolved(answer, spec)['description'])}</li>"
@@ -88,7 +111,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], spec: dict[str
     return (
         f"<article><h3><b>{escape(method.upper())}</b> <code>{escape(path)}</code></h3>"
         f"<p>{escape(operation['summary'])}</p>"
-        + (f"<p>Body: <code>{escape(bodies)}</code></p>" if bodies else "")
+        + (f"<p>Body: <code>{escape(bodies)}</code>. {about}</p>" if bodies else "")
         + table
         + (f"<pre>{escape(example)}</pre>" if example else "")
         + f"<ul>{answers}</ul></article>"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .exchange import REQUEST_ID, request_id_of
@@ -36,15 +37,22 @@ class RequestGate:
         settings: Limits.
         metrics: Counts requests and WebSockets.
         paths: The paths of the routes by their endpoints.
+        problem_response: Returns the response of a path, a problem and a request's ID.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Mapping[Any, str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        paths: Mapping[Any, str],
+        problem_response: Callable[[str, Problem, str], Response],
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._paths = paths
+        self._problem_response = problem_response
         self._requests = 0
         self._by_client: Counter[str] = Counter()
 
@@ -81,7 +89,8 @@ class RequestGate:
         client = request.client.host if request.client is not None else ""
         problem = self._over_limit(client)
         if problem is not None:
-            await problem.response(request_id)(scope, receive, send_with_headers)
+            response = self._problem_response(scope["path"], problem, request_id)
+            await response(scope, receive, send_with_headers)
             self._metrics.request_rejected(OTHER, status)
             return
         self._requests += 1

@@ -84,7 +84,7 @@ class RpcRoutes:
         try:
             return await self._connect(request, content_type)
         except Problem as problem:
-            return _connect_error(problem)
+            return connect_error(problem)
 
     async def _connect(self, request: Request, content_type: str) -> Response:
         method = self._method(request)
@@ -174,7 +174,8 @@ def _to_json(method: MethodDescriptor, content: bytes) -> bytes:
     return json_format.MessageToJson(message, indent=None).encode()
 
 
-def _connect_error(problem: Problem) -> Response:
+def connect_error(problem: Problem) -> Response:
+    """Return a problem in the form of Connect, {"code": "…", "message": "…", "details": […]}."""
     details = [
         {
             "type": detail.type_url.rpartition("/")[2],

@@ -27,6 +27,13 @@ from .upstream import Upstream
 MAX_ID_LENGTH = 512
 
 
+def error_response(problem: Problem) -> Response:
+    """Return a problem in the form of the container, {"error": "…"}."""
+    response = json_response({"error": problem.message}, problem.headers())
+    response.status_code = problem.status
+    return response
+
+
 class WeaviateRoutes:
     """The routes that Weaviate calls.
 
@@ -56,7 +63,7 @@ class WeaviateRoutes:
     async def _ready(self, _: Request) -> Response:
         if await self._upstream.serving():
             return Response(status_code=204)
-        return _error("no server is serving", 503)
+        return error_response(Problem("UNAVAILABLE", "no server is serving"))
 
     async def _vectors(self, request: Request) -> Response:
         try:
@@ -68,7 +75,7 @@ class WeaviateRoutes:
                     infer(EMBED, image, options, exchange, self._settings.max_message_bytes)
                 )
         except Problem as problem:
-            return _error(problem.message, problem.status, problem.headers())
+            return error_response(problem)
         vector = vector_of(answer.embedding)
         return json_response({"id": name, "vector": vector.tolist(), "dim": len(vector)})
 
@@ -84,9 +91,3 @@ def _parse(body: bytes) -> tuple[str, bytes]:
     if not isinstance(name, str) or len(name) > MAX_ID_LENGTH:
         raise invalid("id", f"must be a text of up to {MAX_ID_LENGTH} characters")
     return name, decode_image(content.get("image"), "image")
-
-
-def _error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    response = json_response({"error": message}, headers)
-    response.status_code = status
-    return response

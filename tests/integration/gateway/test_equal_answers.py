@@ -112,10 +112,12 @@ def test_websocket(url, photo, expected):
     np.testing.assert_allclose(answer["result"]["embedding"]["values"], expected, atol=1e-5)
 
 
-def test_weaviate(http, photo, expected):
-    body = {"id": "3f_0", "image": base64.b64encode(photo).decode()}
-    answer = http.post("/vectors", json=body).json()
-    assert (answer["id"], answer["dim"]) == ("3f_0", 2048)
+@pytest.mark.parametrize("name", ["3f_0", "search_1700000000000000000"])
+def test_weaviate(http, photo, expected, name):
+    body = {"id": name, "image": base64.b64encode(photo).decode()}
+    # As Weaviate, without a content type.
+    answer = http.post("/vectors", content=json.dumps(body).encode()).json()
+    assert (answer["id"], answer["dim"]) == (name, 2048)
     np.testing.assert_allclose(answer["vector"], expected, atol=1e-5)
 
 

@@ -124,7 +124,17 @@ def test_requests_of_one_client_are_limited(url, http):
         limit = time.monotonic() + 60
         while (response := http.get("/healthz")).status_code == 200:
             assert time.monotonic() < limit
-    assert problem(response)["detail"].startswith("max_requests_per_client: 8")
+        # Each way in gets the form of error that its clients parse.
+        texts = (
+            problem(response)["detail"],
+            http.post("/v1/embeddings", json={}).json()["error"]["message"],
+            http.post("/vectors", json={}).json()["error"],
+            http.get("/.well-known/ready").json()["error"],
+            http.get("/v2").json()["error"],
+            http.post("/resnet50.v1.InferenceService/Embed", json={}).json()["message"],
+        )
+    for text in texts:
+        assert text.startswith("max_requests_per_client: 8")
 
 
 def test_connections_are_limited_and_free_again(url):
