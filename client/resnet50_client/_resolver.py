@@ -113,13 +113,30 @@ class Resolver:
             return None
         with self._lock:
             if self._pending is None and self._is_due():
-                self._pending = Future()
-                # So that a waiter that is cancelled does not cancel it for the others.
-                self._pending.set_running_or_notify_cancel()
-                threading.Thread(
-                    target=self._look_up, args=[self._pending], name="resolve names", daemon=True
-                ).start()
+                self._start_lookup()
             return None if self._known else self._pending
+
+    def _start_lookup(self) -> None:
+        """Start a lookup; the caller holds the lock.
+
+        Raises:
+            RuntimeError: The system's limit of threads is reached, and no address is known yet.
+        """
+        lookup: Future[None] = Future()
+        # So that a waiter that is cancelled does not cancel it for the others.
+        lookup.set_running_or_notify_cancel()
+        thread = threading.Thread(
+            target=self._look_up, args=[lookup], name="resolve names", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._known:
+                raise
+            self._looked_up_s = time.monotonic()
+            log.warning("server: names cannot be resolved now, the last addresses stay: %s", error)
+        else:
+            self._pending = lookup
 
     def _is_due(self) -> bool:
         refresh_s = REFRESH_S if self._function is None else POLL_S

@@ -83,10 +83,10 @@ class _Thread:
     async def run(self, function: Callable[[], Any]) -> Any:
         """Run a function with the context variables of the task; return its result."""
         if not self._started:
-            self._started = True
             threading.Thread(
                 target=_perform, args=[self._jobs], name="resnet50 source", daemon=True
             ).start()
+            self._started = True
         result: Future[Any] = Future()
         self._jobs.put((result, functools.partial(contextvars.copy_context().run, function)))
         return await asyncio.wrap_future(result)

@@ -59,8 +59,9 @@ class LineWriter:
             self._lines.put(line)
             if self._thread is None:
                 # A daemon, because it may be blocked in a write when the process ends.
-                self._thread = threading.Thread(target=self._work, name="lines", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name="lines", daemon=True)
+                thread.start()  # may fail at the system's limit; the next line tries it again
+                self._thread = thread
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all lines put so far are written; return whether they were, in time."""

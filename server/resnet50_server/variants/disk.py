@@ -46,7 +46,7 @@ class Disk:
         ends = loop.time() + self._timeout_s
         while self._running is not None and not self._running.done():
             await self._wait(self._running, ends - loop.time())
-        self._running = running = loop.create_future()
+        running = loop.create_future()
 
         def finish(outcome: tuple[Any, BaseException | None]) -> None:
             running.set_result(outcome)
@@ -62,6 +62,7 @@ class Disk:
 
         # A daemon thread: the process exits without waiting for the disk.
         threading.Thread(target=work, name="files of variants", daemon=True).start()
+        self._running = running  # only if the thread was started: otherwise it would never end
         result, error = await self._wait(running, ends - loop.time())
         if error is not None:
             raise error

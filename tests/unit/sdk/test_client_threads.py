@@ -11,6 +11,7 @@ from contextvars import ContextVar
 import pytest
 
 from resnet50_client import AsyncClient
+from resnet50_client._sources import AsyncSource
 from resnet50_client.testing import FakeServer
 
 SOURCES = 3
@@ -43,6 +44,19 @@ class Camera:
 
 def threads(prefix: str) -> list[threading.Thread]:
     return [one for one in threading.enumerate() if one.name.startswith(prefix)]
+
+
+async def test_source_is_read_once_a_thread_can_be_started(monkeypatch):
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = AsyncSource(iter([b"1"]))
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await source.read()
+    assert await source.read() == b"1"
+    await source.close()
 
 
 async def test_waiting_sources_take_none_of_asyncios_threads(server, tmp_path):

@@ -66,6 +66,29 @@ def looked_up(resolver: Resolver) -> str:
     return resolver.target
 
 
+def fail_to_start(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_names_are_looked_up_again_after_a_time_without_threads(names, monkeypatch, caplog):
+    names.hosts = {"a": ["10.0.0.1"], "b": ["10.0.0.2"]}
+    resolver = Resolver(["a:1", "b:2"])
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail_to_start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            _ = resolver.target
+    known = looked_up(resolver)
+    names.hosts["a"] = ["10.0.0.3"]
+    names.now += REFRESH_S
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail_to_start)
+        assert resolver.target == known
+        assert resolver.target == known
+    assert caplog.text.count("names cannot be resolved now") == 1
+    names.now += REFRESH_S
+    assert looked_up(resolver) == "ipv4:10.0.0.3:1,10.0.0.2:2"
+
+
 def test_nothing_is_looked_up_before_the_first_call(names):
     names.hosts = {"a": ["10.0.0.2", "10.0.0.1"], "b": ["10.0.0.3"]}
     resolver = Resolver(["a:1", "b:2", "10.0.0.9"])

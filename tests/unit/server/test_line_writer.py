@@ -7,6 +7,8 @@ import sys
 import threading
 import warnings
 
+import pytest
+
 from resnet50_server.runtime import streams
 from resnet50_server.runtime.line_writer import LineStream, LineWriter
 
@@ -47,6 +49,22 @@ def test_lines_of_each_thread_keep_their_order():
     for name in "abc":
         of_one = [line for line in lines if line.startswith(name)]
         assert of_one == [f"{name} {number}" for number in range(200)]
+
+
+def test_lines_are_written_once_a_thread_can_be_started(monkeypatch):
+    stream = io.StringIO()
+    writer = LineWriter(lambda: stream)
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            writer.put("first")
+    writer.put("second")
+    assert writer.flush(30)
+    assert stream.getvalue() == "first\nsecond\n"
 
 
 def test_unread_lines_are_dropped_counted_and_reported():
