@@ -18,7 +18,7 @@ from resnet50_server.telemetry.snapshot import (
 )
 
 if TYPE_CHECKING:
-    from resnet50_server.server import Parts
+    from resnet50_server.parts import Parts
 
 
 def take_snapshot(parts: Parts) -> ServerSnapshot:

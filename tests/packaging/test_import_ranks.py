@@ -22,7 +22,7 @@ RANKS = [
     {"offline", "ray", "rollout"},
     {"api"},
     {"telemetry"},
-    {"server", "sizes", "snapshot"},
+    {"parts", "server", "sizes", "snapshot"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-import resnet50_server.server
+import resnet50_server.parts
 from resnet50_bench.benchmark import served
 from resnet50_bench.calls import OK, calls_of
 from resnet50_bench.plan import Load, Plan
@@ -176,14 +176,14 @@ def counting(server) -> list[int]:
 
 async def test_servers_that_still_load_are_not_measured(monkeypatch):
     arrived, gate = asyncio.Event(), asyncio.Event()
-    load = resnet50_server.server.load_variant
+    load = resnet50_server.parts.load_variant
 
     async def gated_load(*arguments):
         arrived.set()
         await gate.wait()
         return await load(*arguments)
 
-    monkeypatch.setattr(resnet50_server.server, "load_variant", gated_load)
+    monkeypatch.setattr(resnet50_server.parts, "load_variant", gated_load)
     server = Server(Settings(listen=["127.0.0.1:0"], variants=["x=random:0"], engine="null"))
     starting = asyncio.create_task(server.start())
     try:

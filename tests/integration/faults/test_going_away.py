@@ -18,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import resnet50_client
+import resnet50_server.parts
 import resnet50_server.server
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
@@ -37,14 +38,14 @@ QUICK = RetryPolicy(attempts=3, initial_backoff_s=0.01, max_backoff_s=0.01)
 
 @pytest.mark.parametrize("early", [True, False])
 async def test_server_listens_while_it_loads_only_if_it_is_to(early, monkeypatch):
-    load, loading, loaded = resnet50_server.server.load_variant, asyncio.Event(), asyncio.Event()
+    load, loading, loaded = resnet50_server.parts.load_variant, asyncio.Event(), asyncio.Event()
 
     async def gated_load(*arguments):
         loading.set()
         await loaded.wait()
         return await load(*arguments)
 
-    monkeypatch.setattr(resnet50_server.server, "load_variant", gated_load)
+    monkeypatch.setattr(resnet50_server.parts, "load_variant", gated_load)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = Server(
@@ -78,7 +79,7 @@ async def test_server_that_has_not_listened_yet_stops(monkeypatch):
         loading.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(resnet50_server.server, "load_variant", never)
+    monkeypatch.setattr(resnet50_server.parts, "load_variant", never)
     server = Server(
         Settings(
             listen=["127.0.0.1:0"],

@@ -304,7 +304,7 @@ async def test_server_answers_while_the_disk_of_its_variants_hangs(folder, monke
         return find(directory, name)
 
     monkeypatch.setattr(VariantsDirectory, "find", hang)
-    monkeypatch.setattr("resnet50_server.server.SpecSource", partial(SpecSource, timeout_s=0.5))
+    monkeypatch.setattr("resnet50_server.parts.SpecSource", partial(SpecSource, timeout_s=0.5))
     async with administrator(folder) as admin, connected(admin.server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         try:
@@ -334,7 +334,7 @@ async def test_load_goes_on_though_its_caller_gave_up(folder, tmp_path, monkeypa
             await opened.wait()
         return await load_variant(settings, devices, spec, *arguments)
 
-    monkeypatch.setattr("resnet50_server.server.load_variant", slow)
+    monkeypatch.setattr("resnet50_server.parts.load_variant", slow)
     async with administrator(folder) as admin:
         request = variant_pb2.LoadVariantRequest(name="digits")
         call = admin.variants.LoadVariant(request, metadata=admin.token())

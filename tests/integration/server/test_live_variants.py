@@ -287,7 +287,7 @@ async def test_stages_of_loading_are_shown(folder, tmp_path, monkeypatch):
                 stages.append((one.state, variant_pb2.LoadingStage.Name(one.loading.stage)))
         return await load_variant(settings, devices, spec, loading, make_room)
 
-    monkeypatch.setattr("resnet50_server.server.load_variant", slow)
+    monkeypatch.setattr("resnet50_server.parts.load_variant", slow)
     async with administrator(folder) as admin:
         loaded = await admin.load("digits")
         assert not loaded.HasField("loading")

@@ -9,7 +9,7 @@ import time
 import grpc
 import pytest
 
-import resnet50_server.server
+import resnet50_server.parts
 from resnet50.v1 import inference_pb2
 from resnet50_client import (
     AsyncClient,
@@ -143,7 +143,7 @@ Broken = type("Broken", (ServerEvents,), dict.fromkeys(EVENTS, fail))
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_failing_listener_is_counted_and_fails_no_request(kind, monkeypatch):
-    monkeypatch.setattr(resnet50_server.server, "RequestLog", Broken)
+    monkeypatch.setattr(resnet50_server.parts, "RequestLog", Broken)
     async with (
         serving(log_level="debug", **DECODING, **ON) as server,
         Caller(kind, server.addresses[0], retry=RetryPolicy(attempts=1)) as caller,

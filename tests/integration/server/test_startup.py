@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import resnet50_server.inference.pipeline
 import resnet50_server.lifecycle.engine_builder
 import resnet50_server.lifecycle.loader
-import resnet50_server.server
+import resnet50_server.parts
 from resnet50.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -66,7 +66,7 @@ async def listed(channel: grpc.aio.Channel) -> dict[str, variant_pb2.Variant]:
 
 
 async def test_loading_server_listens_and_turns_healthy_when_done(monkeypatch):
-    load = resnet50_server.server.load_variant
+    load = resnet50_server.parts.load_variant
     arrived, gates = asyncio.Queue(), {"IMAGENET1K_V1": asyncio.Event(), "x": asyncio.Event()}
 
     async def gated_load(settings, devices, spec, *arguments):
@@ -74,7 +74,7 @@ async def test_loading_server_listens_and_turns_healthy_when_done(monkeypatch):
         await gates[spec.name].wait()
         return await load(settings, devices, spec, *arguments)
 
-    monkeypatch.setattr(resnet50_server.server, "load_variant", gated_load)
+    monkeypatch.setattr(resnet50_server.parts, "load_variant", gated_load)
     server = Server(
         Settings(listen=["127.0.0.1:0"], variants=["IMAGENET1K_V1", "x=random:0"], engine="null")
     )
@@ -329,7 +329,7 @@ def test_sigterm_ends_a_server_that_is_still_downloading(tmp_path):
 
 async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
     """The first variant answers while the second one is still being loaded."""
-    load, second = resnet50_server.server.load_variant, asyncio.Event()
+    load, second = resnet50_server.parts.load_variant, asyncio.Event()
     entered, gate = asyncio.Event(), threading.Event()
     loop, started = asyncio.get_running_loop(), []
 
@@ -340,7 +340,7 @@ async def test_stop_during_a_load_answers_in_flight_requests(monkeypatch):
         started.append(opened.spec)
         return opened
 
-    monkeypatch.setattr(resnet50_server.server, "load_variant", slow_load)
+    monkeypatch.setattr(resnet50_server.parts, "load_variant", slow_load)
     servers, start = [], Server.start
 
     async def watched_start(server):
