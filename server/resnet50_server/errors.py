@@ -10,7 +10,8 @@ Which steps of a request raise which errors:
         → queue         QueueFull, DeadlineUnreachable, VariantUnhealthy
         → engine        EngineFailed, DoesNotFit
 
-Each class has the name of its gRPC status code as `code`; a subclass inherits its parent's.
+Each class has the name of its gRPC status code as `code`; a subclass inherits its parent's. A new
+reason for programs is a class with `error_reason`; the SDK maps it in `resnet50_client._status`.
 
 Errors at startup, which no client sees, are `WeightsError` (variants), `UnusableSetting` (files and
 addresses in settings) and pydantic's own (settings).
@@ -43,24 +44,31 @@ class ServingError(Exception):
 
     Attributes:
         code: Name of the gRPC status code.
+        error_reason: Reason for programs, of google.rpc.ErrorInfo; "" for none.
     """
 
     code: ClassVar[str] = INTERNAL
+    error_reason: str = ""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The metadata of its google.rpc.ErrorInfo."""
+        return {}
 
 
 class Unauthenticated(ServingError):
     """The token is missing, malformed, unknown or expired.
 
     Args:
-        reason: For programs, e.g. "TOKEN_MISSING".
+        error_reason: For programs, e.g. "TOKEN_MISSING".
         text: Description of the problem, and what to do. Never the token.
     """
 
     code = "UNAUTHENTICATED"
 
-    def __init__(self, reason: str, text: str) -> None:
+    def __init__(self, error_reason: str, text: str) -> None:
         super().__init__(f"authorization: {text}")
-        self.reason = reason
+        self.error_reason = error_reason
 
 
 class PermissionDenied(ServingError):
@@ -73,6 +81,7 @@ class PermissionDenied(ServingError):
     """
 
     code = "PERMISSION_DENIED"
+    error_reason = "SCOPE_MISSING"
 
     def __init__(self, caller: str, scope: str, *, has_tokens: bool = True) -> None:
         remedy = (
@@ -86,6 +95,11 @@ class PermissionDenied(ServingError):
             f" {remedy}"
         )
         self.scope = scope
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The missing scope."""
+        return {"scope": self.scope}
 
 
 class InvalidRequest(ServingError):
@@ -129,6 +143,7 @@ class VariantNotFound(ServingError):
     """
 
     code = "NOT_FOUND"
+    error_reason = "VARIANT_NOT_FOUND"
 
     def __init__(self, field: str, name: str, served: list[str], what: str = "is served") -> None:
         # A name may be as long as a message; the reply repeats only what helps.
@@ -137,6 +152,11 @@ class VariantNotFound(ServingError):
         super().__init__(f"{field}: no variant {shown} {what} here; there are: {there}")
         self.field = field
         self.served = served
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The field, and the variants that there are."""
+        return {"field": self.field, "served": ", ".join(self.served)}
 
 
 class SplitNotFound(ServingError):
@@ -210,6 +230,7 @@ class TransformMismatch(ServingError):
     """
 
     code = "FAILED_PRECONDITION"
+    error_reason = "TRANSFORM_MISMATCH"
 
     def __init__(self, field: str, found: str, expected: str, transform: str) -> None:
         shown = repr(found[:64]) + ("…" if len(found) > 64 else "")
@@ -219,6 +240,11 @@ class TransformMismatch(ServingError):
             " transform anew (GetVariant) and preprocess the image again"
         )
         self.expected = expected
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Digest of the variant's transform."""
+        return {"transform_digest": self.expected}
 
 
 class DataLoss(ServingError):
@@ -284,6 +310,8 @@ class VariantUnhealthy(ShuttingDown):
         advice: Advice to the operator.
     """
 
+    error_reason = "VARIANT_UNHEALTHY"
+
     def __init__(
         self, what: str, advice: str = "ask for another variant, or call another server"
     ) -> None:
@@ -338,6 +366,7 @@ class NotNow(ServingError):
     """
 
     code = "FAILED_PRECONDITION"
+    error_reason = "VARIANT_CHANGE_REFUSED"
 
     def __init__(self, reason: str, *, transient: bool = True) -> None:
         super().__init__(reason)
@@ -352,6 +381,7 @@ class NoClassificationHead(ServingError):
     """
 
     code = "FAILED_PRECONDITION"
+    error_reason = "NO_CLASSIFICATION_HEAD"
 
     def __init__(self, variant: str) -> None:
         super().__init__(

@@ -10,14 +10,8 @@ from google.rpc import error_details_pb2, status_pb2
 from resnet50_server.errors import (
     INTERNAL,
     InvalidRequest,
-    NoClassificationHead,
-    NotNow,
     Overloaded,
-    PermissionDenied,
-    TransformMismatch,
-    Unauthenticated,
-    VariantNotFound,
-    VariantUnhealthy,
+    ServingError,
     clear_tracebacks,
     code_of,
 )
@@ -66,42 +60,16 @@ def _details(error: Exception) -> list[Message]:
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         return [error_details_pb2.RetryInfo(retry_delay=delay)]
-    if isinstance(error, VariantNotFound):
+    if isinstance(error, ServingError) and error.error_reason:
+        facts = {key: _fitting(text) for key, text in error.facts.items()}
         return [
-            error_details_pb2.ErrorInfo(
-                reason="VARIANT_NOT_FOUND",
-                domain=DOMAIN,
-                metadata={"field": error.field, "served": _names(error.served)},
-            )
-        ]
-    if isinstance(error, VariantUnhealthy):
-        return [error_details_pb2.ErrorInfo(reason="VARIANT_UNHEALTHY", domain=DOMAIN)]
-    if isinstance(error, NoClassificationHead):
-        return [error_details_pb2.ErrorInfo(reason="NO_CLASSIFICATION_HEAD", domain=DOMAIN)]
-    if isinstance(error, TransformMismatch):
-        return [
-            error_details_pb2.ErrorInfo(
-                reason="TRANSFORM_MISMATCH",
-                domain=DOMAIN,
-                metadata={"transform_digest": error.expected},
-            )
-        ]
-    if isinstance(error, NotNow):
-        return [error_details_pb2.ErrorInfo(reason="VARIANT_CHANGE_REFUSED", domain=DOMAIN)]
-    if isinstance(error, Unauthenticated):
-        return [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
-    if isinstance(error, PermissionDenied):
-        return [
-            error_details_pb2.ErrorInfo(
-                reason="SCOPE_MISSING", domain=DOMAIN, metadata={"scope": error.scope}
-            )
+            error_details_pb2.ErrorInfo(reason=error.error_reason, domain=DOMAIN, metadata=facts)
         ]
     return []
 
 
-def _names(names: list[str]) -> str:
-    """Return as many whole names as fit."""
-    text = ", ".join(names)
+def _fitting(text: str) -> str:
+    """Return as many whole parts of a text, which commas separate, as fit."""
     if len(text) <= _DETAIL_BYTES:
         return text
     return text[: _DETAIL_BYTES + 1].rpartition(", ")[0]

@@ -332,10 +332,8 @@ class Metrics(ServerEvents):
             self._shed["draining",].inc()
         elif isinstance(error, InvalidImage):
             self._decode_failures[error.kind,].inc()
-        elif isinstance(error, Unauthenticated):
-            self._unauthenticated[error.reason,].inc()
-        elif isinstance(error, PermissionDenied):
-            self._unauthenticated["SCOPE_MISSING",].inc()
+        elif isinstance(error, (Unauthenticated, PermissionDenied)):
+            self._unauthenticated[error.error_reason,].inc()
 
     def _variant(self, name: str) -> _VariantSeries:
         of = self._of[name] = _VariantSeries(
