@@ -11,7 +11,7 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from resnet50_server.api.listen import is_local, listen
+from resnet50_server.api.listen import is_local, listen, server_options
 from resnet50_server.auth.tls import DAY_S, TlsReloader
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.settings import Settings
@@ -46,6 +46,25 @@ def resolving(monkeypatch, names: dict[str, list[str]]) -> None:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0)) for one in names[host]]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", getaddrinfo)
+
+
+# Options of gRPC
+
+
+def test_age_of_connections_and_its_grace_reach_grpc_in_milliseconds():
+    options = dict(
+        server_options(
+            settings("127.0.0.1:0", max_connection_age_s=30, max_connection_age_grace_s=20.5)
+        )
+    )
+    assert options["grpc.max_connection_age_ms"] == 30_000
+    assert options["grpc.max_connection_age_grace_ms"] == 20_500
+
+
+def test_connections_have_no_age_by_default():
+    options = dict(server_options(settings("127.0.0.1:0")))
+    assert options["grpc.max_connection_age_ms"] == 2**31 - 1  # gRPC's INT_MAX: never
+    assert options["grpc.max_connection_age_grace_ms"] == 60_000
 
 
 # Addresses that other machines reach
