@@ -38,6 +38,18 @@ DOCUMENTED = [
     for line in block.splitlines()
     if not line.startswith("#")
 ]
+# Files beside those that name metrics: autoscalers, alerts, adapters, readers.
+PACKAGES = {path.name for folder in ("server", "client") for path in (ROOT / folder).iterdir()}
+MENTIONS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder, pattern in (
+        *(("deploy", "**/*.yaml"), ("deploy", "**/*.tpl"), ("docs/how-to", "*.md")),
+        *(("docs/tutorials", "*.md"), ("docs/reference", "*.md")),
+        *(("client/resnet50_metrics", "*.py"), ("server/resnet50_server/ray", "load.py")),
+    )
+    for path in (ROOT / folder).glob(pattern)
+    if "resnet50_" in path.read_text()
+)
 # Labels that Prometheus itself adds to every series.
 ADDED = {"instance", "job"}
 
@@ -129,6 +141,13 @@ def test_expression_uses_names_and_labels_that_are_exported(expression, families
         for matcher in selector.matchers.matchers:
             assert matcher.name in labels, (selector.name, matcher.name)
     assert grouped(expression) <= allowed
+
+
+@pytest.mark.parametrize("file", MENTIONS)
+def test_metrics_that_a_file_names_are_exported(file, families):
+    # Not modules (`resnet50_client.aio`), patterns (`resnet50_split_*`) and packages.
+    named = set(re.findall(r"(?<![\w./-])resnet50_\w+[a-z](?![\w./*-])", (ROOT / file).read_text()))
+    assert named - PACKAGES <= families.labels.keys() | families.names.keys()
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
