@@ -20,7 +20,7 @@ IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console console-pictures proxies ray languages openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
+.PHONY: help demo serve test coverage oip console console-lint console-pictures proxies ray languages openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,12 @@ oip: $(VENV)/installed  ## Public clients of the Open Inference Protocol against
 
 console: $(VENV)/installed  ## The browser console in Chromium, 3 minutes; needs chromium (Debian's package, or CHROMIUM=PATH)
 	$(BIN)/python -m pytest -p no:xdist -o python_files='browser_*.py' tests/e2e/console
+
+console-lint:  ## Lint the console's JavaScript with ESLint; needs npm
+	mkdir -p .cache/eslint && rm -rf .cache/eslint/console
+	cp -r server/resnet50_gateway/console tests/e2e/console/eslint.config.mjs .cache/eslint/
+	cd .cache/eslint && npm install --silent --ignore-scripts --no-audit --no-fund eslint@10.15.0 @eslint/js@10.0.1 globals@17.14.0
+	cd .cache/eslint && npx --no-install eslint --max-warnings 0 console
 
 console-pictures: $(VENV)/installed  ## Draw the pictures of docs/how-to/console.md, 3 minutes; needs chromium
 	$(BIN)/python -m tests.e2e.console_pictures

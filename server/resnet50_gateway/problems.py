@@ -33,6 +33,15 @@ HTTP_STATUS = {
     "UNAUTHENTICATED": 401,
 }
 DETAILS_KEY = "grpc-status-details-bin"
+# gRPC's own words for a server that is not there, or is gone.
+_UNREACHABLE = (
+    "connections to all backends failing",
+    "failed to connect to all addresses",
+    "Stream removed",
+    "Socket closed",
+    "recvmsg:",
+    "DNS resolution failed",
+)
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -137,11 +146,14 @@ def invalid(field: str, reason: str, *, limit: int | float | None = None) -> Pro
 
 def problem_of(error: grpc.aio.AioRpcError) -> Problem:
     """Return the problem of a call that a server has failed, with the server's details."""
-    status = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    message = error.details() or ""
+    status = status_pb2.Status(code=error.code().value[0], message=message)
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             with suppress(DecodeError):  # of a proxy; code and text are there
                 status = status_pb2.Status.FromString(value)
+    if error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith(_UNREACHABLE):
+        status.message = f"server: does not respond, see whether it is running; gRPC: {message}"
     return problem_of_status(status)
 
 

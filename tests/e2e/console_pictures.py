@@ -132,7 +132,9 @@ def draw(browser: Browser, url: str, address: str, images: list[bytes]) -> None:
 def save(page: Page, name: str) -> None:
     """Write what the page shows, with few colours: a tenth of the bytes."""
     shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    shown.quantize(COLOURS, dither=Image.Dither.NONE).save(PICTURES / f"{name}.png", optimize=True)
+    # Maximum coverage keeps the colours of small parts, such as the green dot of the state.
+    few = shown.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(PICTURES / f"{name}.png", optimize=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import { byId, element, show, terms } from "./dom.js";
 import { bytes, cosine, count, milliseconds, number, percent, seconds, shortDigest } from "./format.js";
 import { showError } from "./parts.js";
 import { changeSnippets, showSnippets } from "./snippets.js";
-import { isLoaded } from "./variants.js";
+import { embedsOnly, isLoaded } from "./variants.js";
 
 const POLL_MS = 3000;
 const STATES = {
@@ -188,7 +188,7 @@ export class AdministrationView {
       terms("columns-of-facts", [
         ["Digest", variant.digest ? element("code", { title: variant.digest }, shortDigest(variant.digest)) : null],
         ["Engine", [variant.engine, variant.device, variant.precision].filter(Boolean).join(" · ")],
-        ["Categories", variant.activation === "ACTIVATION_NONE" ? "embeddings only" : count(variant.categoryCount)],
+        ["Categories", embedsOnly(variant) ? "embeddings only" : count(variant.categoryCount)],
         ["Memory", Number(variant.memoryBytes) ? bytes(variant.memoryBytes) : null],
         ["In flight", count(variant.requests ?? 0)],
         ["A batch of b images", latency ? `${number(latency.alphaMs)} + ${number(latency.betaMs)} · b ms` : null],

@@ -13,7 +13,15 @@ const RETRY_MS = 3000;
 
 const gateway = new Gateway();
 const variants = new Variants(gateway);
-const context = { gateway, variants, askForToken, confirm, announce, reportConnection };
+const context = {
+  gateway,
+  variants,
+  askForToken,
+  confirm,
+  announce,
+  reportConnection,
+  reportFailure,
+};
 const views = {
   classify: new ImagesView(context),
   video: new VideoView(context),
@@ -22,6 +30,8 @@ const views = {
 };
 let shown = "";
 let retry = 0;
+/** Number of reads of the variants; a later one replaces those before. */
+let reads = 0;
 
 /** Show the view that the address names. */
 function navigate() {
@@ -43,18 +53,30 @@ function navigate() {
 /** Read the variants; retry until the server answers. */
 async function connect() {
   clearTimeout(retry);
+  reads += 1;
+  const read = reads;
   try {
     await variants.refresh();
   } catch (error) {
+    if (read !== reads) return;
     reportConnection(error);
-    if (!error.needsToken) retry = setTimeout(connect, RETRY_MS);
+    if (!error.needsToken) connectLater();
   }
+}
+
+function connectLater() {
+  retry = setTimeout(connect, RETRY_MS);
 }
 
 /** Show that the variants cannot be read. */
 function reportConnection(error) {
   showState(error.needsToken ? "warn" : "bad", error.needsToken ? "needs a token" : "unreachable");
   showError(byId("connection-error"), error, askForToken);
+}
+
+/** See whether the server answers at all, after a call that failed. */
+function reportFailure(error) {
+  if (error.code === "UNAVAILABLE") connect();
 }
 
 function showState(state, text) {
@@ -99,9 +121,9 @@ function confirm(title, text, action) {
   byId("confirm-yes").textContent = action;
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) =>
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }),
-  );
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
 }
 
 byId("token-button").addEventListener("click", askForToken);

@@ -9,11 +9,12 @@ const known = (value) => value !== null && value !== undefined && Number.isFinit
 /** Three significant digits, with thousands separated: 0.0412, 3.14, 25.3, 1,203. */
 export function number(value) {
   if (!known(value)) return UNKNOWN;
-  const number = Number(value);
-  const size = Math.abs(number);
-  if (size >= 99.95) return WHOLE.format(number);
-  if (size === 0) return "0";
-  return number.toFixed(size >= 9.995 ? 1 : size >= 0.9995 ? 2 : 3);
+  const exact = Number(value);
+  const size = Math.abs(exact);
+  if (size >= 99.95) return WHOLE.format(exact);
+  if (size < 0.0005) return "0";
+  const digits = [[9.995, 1], [0.9995, 2], [0, 3]].find(([least]) => size >= least)[1];
+  return exact.toFixed(digits);
 }
 
 export function count(value) {
@@ -25,7 +26,8 @@ export function percent(share) {
   if (!known(share)) return UNKNOWN;
   const value = 100 * Number(share);
   if (value > 0 && value < 0.01) return "< 0.01 %";
-  return `${value.toFixed(value >= 99.95 || value === 0 ? 0 : value < 1 ? 2 : 1)} %`;
+  if (value >= 99.95 || value === 0) return `${value.toFixed(0)} %`;
+  return `${value.toFixed(value < 1 ? 2 : 1)} %`;
 }
 
 export function milliseconds(value) {

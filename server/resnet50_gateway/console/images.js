@@ -5,6 +5,7 @@ import { bytes, cosine, count, milliseconds, percent, shortDigest } from "./form
 import { ImageMemory } from "./memory.js";
 import { bars, showError, timing } from "./parts.js";
 import { imageSnippets, showSnippets } from "./snippets.js";
+import { embedsOnly } from "./variants.js";
 
 const CACHE = { CACHE_USE_HIT: "hit", CACHE_USE_SHARED: "shared with an equal request" };
 const WARNINGS = { IMAGE_WARNING_TRUNCATED: "The image's data ended early; the rest is grey." };
@@ -15,6 +16,8 @@ export class ImagesView {
   #memory = new ImageMemory();
   #context;
   #calls = new AbortController();
+  /** A file that was refused for its token, which is sent again with another one. */
+  #refused = null;
 
   /** @param {object} context See `console.js`. */
   constructor(context) {
@@ -44,7 +47,10 @@ export class ImagesView {
     });
   }
 
-  show() {}
+  show() {
+    if (this.#refused !== null && this.#refused.token !== this.#context.gateway.token)
+      this.#take([this.#refused.file]);
+  }
 
   hide() {}
 
@@ -53,6 +59,7 @@ export class ImagesView {
     if (files.length === 0) return;
     this.#calls.abort();
     this.#calls = new AbortController();
+    this.#refused = null;
     const { signal } = this.#calls;
     for (const file of files) {
       this.#preview(file);
@@ -64,12 +71,14 @@ export class ImagesView {
   async #send(file, signal) {
     const { gateway, variants, announce } = this.#context;
     const variant = this.options.elements.variant.value;
-    const embeds = variants.find(variant)?.activation === "ACTIVATION_NONE";
+    const found = variants.find(variant);
+    const embeds = found !== undefined && embedsOnly(found);
     const top_k = this.options.elements.top_k.value;
     const query = embeds ? { variant } : { variant, top_k };
     this.result.setAttribute("aria-busy", "true");
     let error = null;
     let image = null;
+    const { token } = gateway;
     const began = performance.now();
     try {
       const answer = embeds
@@ -86,6 +95,8 @@ export class ImagesView {
     if (error !== null) {
       const place = element("div", { class: "error", role: "alert" });
       showError(place, error, this.#context.askForToken);
+      if (error.needsToken) this.#refused = { file, token };
+      this.#context.reportFailure(error);
       show(this.result, place);
     } else {
       this.#showImage(image);

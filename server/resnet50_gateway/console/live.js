@@ -7,6 +7,7 @@ import { CallError } from "./gateway.js";
 import { showError } from "./parts.js";
 
 const RETRY_MS = 2000;
+const UNREACHABLE = new CallError("The gateway does not respond.", { code: "UNAVAILABLE" });
 
 /** Title, format, options, and the values of a variant's metrics. */
 const BY_VARIANT = [
@@ -62,9 +63,10 @@ export class LiveView {
       const told = error instanceof CallError;
       showError(
         byId("live-error"),
-        told ? error : new CallError("The gateway does not respond.", { code: "UNAVAILABLE" }),
+        told ? error : UNREACHABLE,
         this.#context.askForToken,
       );
+      this.#context.reportFailure(told ? error : UNREACHABLE);
       // A gateway without metrics, or one that wants a token, answers the same until then.
       if (!told || error.code === "UNAVAILABLE")
         this.#timer = setTimeout(() => this.#listen(), RETRY_MS);
@@ -83,7 +85,10 @@ export class LiveView {
     );
     const answering = servers.length - failures.length;
     byId("live-state").textContent =
-      servers.length === 1 ? `${servers[0].name}, up ${seconds(total?.uptime_s)}` : `${answering} of ${servers.length} servers`;
+      servers.length === 1 && answering === 1
+        ? `${servers[0].name}, up ${seconds(total?.uptime_s)}`
+        : `${answering} of ${servers.length} servers`;
+    if (answering === 0) this.#context.reportFailure(UNREACHABLE);
     this.#showTotal(total ?? {});
     const variants = (total?.variants ?? []).filter(({ loaded }) => loaded);
     BY_VARIANT.forEach(([, , , values], index) =>
@@ -94,6 +99,8 @@ export class LiveView {
     );
     const busy = Object.entries(total?.busy ?? {}).map(([name, share]) => [name, [Math.min(1, share)]]);
     this.devices.add(time, Object.fromEntries(busy));
+    // Without figures, the colours of the lines that are shown remain.
+    if (total === null || total === undefined) return;
     byId("live-legend").replaceChildren(
       ...variants.map(({ name, engines }) =>
         element(

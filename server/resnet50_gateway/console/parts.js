@@ -85,7 +85,7 @@ export function showError(place, error, askForToken) {
     place,
     element("strong", {}, error.code ?? "ERROR"),
     element("p", { class: "message" }, error.message),
-    terms("", rows),
+    rows.some(([, value]) => value !== undefined) ? terms("", rows) : null,
     error.needsToken && askForToken
       ? element("button", { type: "button", class: "small", onclick: askForToken }, "Enter a token")
       : null,

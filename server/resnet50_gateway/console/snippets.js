@@ -19,9 +19,8 @@ function keywords(values) {
   return Object.entries(values)
     .filter(([, value]) => value !== "" && value !== null && value !== undefined)
     .map(([name, value]) => {
-      const text =
-        typeof value === "boolean" ? (value ? "True" : "False") : typeof value === "number" ? value : python(value);
-      return `, ${name}=${text}`;
+      if (typeof value === "boolean") return `, ${name}=${value ? "True" : "False"}`;
+      return `, ${name}=${typeof value === "number" ? value : python(value)}`;
     })
     .join("");
 }

@@ -35,19 +35,29 @@ export class Variants {
   }
 
   #fillSelects() {
-    const names = [...new Set(this.list.filter(isLoaded).map(({ name }) => name))];
-    const standard = this.default?.name;
-    const default_ = element("option", { value: "" }, standard ? `default (${standard})` : "default");
-    const others = names.map((name) => element("option", { value: name }, name));
+    const loaded = new Map(this.list.filter(isLoaded).map((variant) => [variant.name, variant]));
+    const names = [...loaded.keys()];
+    const option = (value, text) => element("option", { value }, text);
+    const standard = this.default;
+    const default_ = option("", standard ? `default (${label(standard)})` : "default");
+    const others = [...loaded.values()].map((variant) => option(variant.name, label(variant)));
     for (const select of document.querySelectorAll("[data-variants]"))
       refill(select, [default_, ...others]);
-    for (const select of document.querySelectorAll("[data-loaded]")) refill(select, others);
+    for (const select of document.querySelectorAll("[data-loaded]"))
+      refill(select, names.map((name) => option(name, name)));
     // The candidate is another variant than the first.
     const [variant, candidate] = document.querySelectorAll("[data-loaded]");
     if (variant.value === candidate.value)
       candidate.value = names.find((name) => name !== variant.value) ?? "";
   }
 }
+
+/** Whether a variant has no categories. */
+export function embedsOnly({ activation }) {
+  return activation === "ACTIVATION_NONE";
+}
+
+const label = (variant) => (embedsOnly(variant) ? `${variant.name}, embeddings only` : variant.name);
 
 /** Whether a variant answers requests. */
 export function isLoaded({ state }) {

@@ -58,7 +58,9 @@ export class VideoView {
     this.#showFigures();
   }
 
-  show() {}
+  show() {
+    showError(byId("video-error"), null);
+  }
 
   hide() {
     this.#stop(this.#stream === null ? "" : "stopped");
@@ -183,7 +185,9 @@ export class VideoView {
     this.#canvas
       .getContext("2d")
       .drawImage(this.video, 0, 0, this.#canvas.width, this.#canvas.height);
-    return new Promise((resolve) => this.#canvas.toBlob(resolve, "image/jpeg", JPEG_QUALITY));
+    return new Promise((resolve) => {
+      this.#canvas.toBlob(resolve, "image/jpeg", JPEG_QUALITY);
+    });
   }
 
   #showAnswer(result) {
@@ -204,7 +208,7 @@ export class VideoView {
     show(
       byId("video-figures"),
       termRows([
-        ["Answers a second", number(figures.rate)],
+        ["Answers/s", number(figures.rate)],
         ["Median", milliseconds(figures.p50)],
         ["On the server", milliseconds(figures.server)],
         ["Delivered", count(stream?.delivered)],
@@ -217,6 +221,7 @@ export class VideoView {
   #fail(error) {
     byId("video-state").textContent = "";
     showError(byId("video-error"), error, this.#context.askForToken);
+    this.#context.reportFailure(error);
   }
 
   #stop(reason) {

@@ -11,7 +11,7 @@ import sys
 import pytest
 from playwright.sync_api import expect
 
-from tests.support.administering import describe
+from tests.support.administering import APP, describe
 from tests.support.consoles import IMAGE, visiting
 from tests.support.gateways import gateway
 from tests.support.serving import server_processes
@@ -141,6 +141,36 @@ def test_shown_python_gives_the_same_answer(visit, server, tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.splitlines()[0].startswith("tench 0.63"), done.stderr
+
+
+def test_image_refused_for_its_token_is_sent_again_with_another_one(secured_visit):
+    page = secured_visit.open()
+    secured_visit.choose("photo.jpg")
+    expect(page.locator("#result .error")).to_contain_text("UNAUTHENTICATED")
+    secured_visit.use_token(APP)
+    expect(page.locator("#best")).to_have_text("tabby cat")
+    assert page.locator(".error:visible").count() == 0
+
+
+def test_variant_without_categories_embeds(browser, tmp_path):
+    describe(tmp_path / "vectors", ())
+    with server_processes() as start:
+        process = start(
+            *("--variants", f"vectors={tmp_path / 'vectors'}", "--engine", "null"),
+            "--no-listen-while-loading",
+        )
+        with gateway(process.wait_until_listening()) as url:
+            for visit in visiting(browser, url):
+                page = visit.open()
+                options = page.locator("#classify-options option")
+                expect(options.nth(0)).to_have_text("default (vectors, embeddings only)")
+                expect(options.nth(1)).to_have_text("vectors, embeddings only")
+                visit.choose("photo.jpg", "second.jpg")
+                expect(page.locator("#best")).to_have_text("2,048 numbers")
+                expect(page.locator("#thumbnails li")).to_contain_text("cosine 1.000")
+                page.click("nav a[href='#video']")
+                page.click("#webcam")
+                expect(page.locator("#video-error")).to_contain_text("no classification head")
 
 
 def test_names_of_categories_are_text_not_markup(browser, tmp_path):

@@ -8,7 +8,8 @@ from playwright.sync_api import expect
 
 from tests.support.administering import APP
 from tests.support.consoles import clip, tile, visiting
-from tests.support.gateways import GatewayProcess
+from tests.support.gateways import GatewayProcess, gateway
+from tests.support.serving import server_processes
 
 
 def test_webcam_frames_are_answered_until_it_is_stopped(visit):
@@ -62,6 +63,32 @@ def test_stream_that_the_server_refuses_shows_its_words(secured_visit):
     page.click("#webcam")
     expect(page.locator("#video-error")).to_contain_text("UNAUTHENTICATED")
     expect(page.locator("#video-error")).to_contain_text("this server requires a token")
+
+
+def test_server_that_is_killed_is_reported(browser):
+    with server_processes() as start:
+        process = start(
+            *("--variants", "IMAGENET1K_V2", "--engine", "null"),
+            *("--metrics-listen", "127.0.0.1:0", "--no-listen-while-loading"),
+        )
+        address = process.wait_until_listening()
+        metrics = f"{process.process.stdout.readline().split()[-1]}/metrics"
+        with gateway(address, options=("--metrics", metrics)) as url:
+            for visit in visiting(browser, url):
+                page = visit.open("video")
+                page.click("#webcam")
+                expect(page.locator("#caption-label")).to_have_text("tench")
+                other = page.context.new_page()
+                other.goto(f"{url}/console/#live")
+                expect(other.locator("#live-legend")).to_contain_text("IMAGENET1K_V2")
+                process.process.kill()
+                text = "server: does not respond, see whether it is running"
+                expect(page.locator("#video-error")).to_contain_text(text)
+                for opened in (page, other):
+                    expect(opened.locator("#server-state-text")).to_have_text("unreachable")
+                    expect(opened.locator("#connection-error")).to_contain_text(text)
+                expect(other.locator("#live-state")).to_have_text("0 of 1 servers")
+                expect(other.locator("#live-legend")).to_contain_text("IMAGENET1K_V2")
 
 
 def test_gateway_that_is_killed_is_reported(browser, server):

@@ -102,7 +102,9 @@ def test_a_killed_server_costs_no_request(photo):
             assert http.get("/readyz").status_code == 503
             assert http.get("/.well-known/ready").status_code == 503
             assert http.get("/healthz").status_code == 200
-    assert problem(response)["code"] == "UNAVAILABLE"
+    found = problem(response)
+    assert found["code"] == "UNAVAILABLE"
+    assert found["detail"].startswith("server: does not respond, see whether it is running")
 
 
 @pytest.fixture(scope="module")
