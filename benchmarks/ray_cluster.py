@@ -5,6 +5,7 @@ cpu         CPU of an image in `classify`, null engine: of a server that a repli
 throughput  images/s of `classify_many` with 1, 2 and 4 servers of the timed engine (100 + 10 ms x
             b, batches of 8)
 ray         time from the deployment to ready servers; CPU of the cluster while nothing is called
+failures    time from the deployment of servers that cannot start until both statuses say why
 
 Images are raw pixels of 161 KB that only have to be cropped. Needs the extra `[ray]`. Figures are
 ratios within one run, medians over interleaved turns.
@@ -13,8 +14,11 @@ ratios within one run, medians over interleaved turns.
 from __future__ import annotations
 
 import argparse
+import re
+import socket
 import statistics
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,8 +33,9 @@ from benchmarks.process import cpu_s, server
 from resnet50_client import Client
 from resnet50_client.ray import RayServers
 from resnet50_server.ray.application import build
-from resnet50_server.ray.deploy import delete_app
+from resnet50_server.ray.deploy import Deployment, delete_app
 from resnet50_server.ray.options import RayOptions
+from resnet50_server.ray.status import read_status
 
 APP = "benchmark"
 COMMON = {"variants": ["IMAGENET1K_V2"], "log_level": "error", "allow_plaintext": True}
@@ -42,6 +47,8 @@ TIMED = COMMON | {
     "max_batch_size": 8,
 }
 COUNTS = (1, 2, 4)
+# The first and the last batch of each server are not full.
+IMAGES_OF_EACH = 512
 IDLE_S = 10.0
 
 
@@ -112,11 +119,62 @@ def measure_throughput() -> None:
             deploy(TIMED, count)
             with Client.from_ray(APP) as client:
                 rate(client, 64 * count)  # connects, and learns how many images may be in flight
-                rates[count].append(rate(client, 256 * count))
-        print(f"throughput, turn {turn}: { ({n: round(r[-1], 1) for n, r in rates.items()}) }")
+                before, began = time.process_time(), time.perf_counter()
+                rates[count].append(rate(client, IMAGES_OF_EACH * count))
+                busy = (time.process_time() - before) / (time.perf_counter() - began)
+            print(
+                f"throughput, turn {turn}, servers {count}: {rates[count][-1]:.1f} images/s, client"
+                f" {busy:.0%} of a CPU, mean batch of each {batches()}"
+            )
     for count in COUNTS[1:]:
         each = [found / count for found in rates[count]]
         print(f"throughput of each of {count} / of 1: {ratio(each, rates[1])}, {len(each)} turns")
+
+
+def batches() -> list[float]:
+    """Return the mean size of the batches of each server since its start."""
+    found = []
+    for replica in pids(f"ServeReplica:{APP}"):
+        for child in psutil.Process(replica).children():
+            ports = [one.laddr for one in child.net_connections("tcp") if one.status == "LISTEN"]
+            port = next(one.port for one in ports if one.ip == "127.0.0.1")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+                text = response.read().decode()
+            images, count = (
+                sum(
+                    map(float, re.findall(rf"^resnet50_batch_size_{name}{{.*}} (\S+)$", text, re.M))
+                )
+                for name in ("sum", "count")
+            )
+            found.append(round(images / max(count, 1), 2))
+    return found
+
+
+def measure_failures() -> None:
+    """Deploy servers that cannot start, and read both statuses until they say why."""
+    with socket.create_server(("", 0)) as other:
+        cases: dict[str, tuple[dict[str, object], int]] = {
+            "weights missing": (COMMON | {"weights_dir": "/missing", "download": False}, 0),
+            "no such device": (COMMON | {"device": "cuda:7", "variants": ["one=random:1"]}, 0),
+            "port in use": (NULL, other.getsockname()[1]),
+        }
+        for name, (settings, port) in cases.items():
+            began = time.perf_counter()
+            deployment = Deployment(APP, RayOptions(settings=settings, num_cpus=0.5, port=port))
+            deployment.start()
+            while not read_status(APP).failed_starts:
+                time.sleep(0.05)
+            ours_s = time.perf_counter() - began
+            while "exit code" not in read_status(APP).message:
+                time.sleep(0.05)
+            serves_s = time.perf_counter() - began
+            while not deployment.ended(1.0):
+                pass
+            print(
+                f"failures, {name}: told by `ray status` after {ours_s:.1f} s, by Serve's status"
+                f" after {serves_s:.1f} s; fails after {time.perf_counter() - began:.1f} s"
+            )
+            delete_app(APP)
 
 
 def measure_ray() -> None:
@@ -139,6 +197,7 @@ MEASURES: dict[str, Callable[[], None]] = {
     "cpu": measure_cpu,
     "throughput": measure_throughput,
     "ray": measure_ray,
+    "failures": measure_failures,
 }
 
 

@@ -14,6 +14,9 @@ from tests.support.outputs import read_output
 from tests.support.processes import start
 
 BROKEN = b"\xff\xd8\xff\xe0 no more of a JPEG"
+# A run that lasts until one of its processes is killed: each batch of a worker takes 200 ms.
+SLOW = {"engine": "timed", "timed_alpha_ms": 200, "timed_beta_ms": 0, "max_batch_size": 32}
+FILES, BROKEN_FILES = 2000, 20
 
 
 def colour(number: int) -> tuple[int, int, int]:

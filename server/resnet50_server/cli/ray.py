@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from .flags import FLAGS
 
@@ -96,31 +95,30 @@ def deploy(
     Calls go to the servers directly; `Client.from_ray()` of the SDK follows them. Servers that
     listen on other addresses than this machine's own need --tls-cert or --allow-plaintext.
     """
-    from resnet50_server.ray.options import RayOptions, VariantConfig
+    from resnet50_server.ray.options import VariantConfig, WrongOptions, read_options
 
     config = VariantConfig(variants=tuple(variant or ()), default=default_variant)
     try:
-        options = RayOptions(
-            settings=_settings(serve_options or []),
-            min_replicas=min_replicas,
-            max_replicas=max_replicas,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            port=port,
-            drain_timeout_s=drain_timeout_s,
-            target_queue_age_s=target_queue_age_s,
-            min_busy_ratio=min_busy_ratio,
-            upscale_delay_s=upscale_delay_s,
-            downscale_delay_s=downscale_delay_s,
-            admin_token_file=admin_token_file,
-            user_config=None if config == VariantConfig() else config,
+        options = read_options(
+            {
+                "settings": _settings(serve_options or []),
+                "min_replicas": min_replicas,
+                "max_replicas": max_replicas,
+                "num_cpus": num_cpus,
+                "num_gpus": num_gpus,
+                "port": port,
+                "drain_timeout_s": drain_timeout_s,
+                "target_queue_age_s": target_queue_age_s,
+                "min_busy_ratio": min_busy_ratio,
+                "upscale_delay_s": upscale_delay_s,
+                "downscale_delay_s": downscale_delay_s,
+                "admin_token_file": admin_token_file,
+                "user_config": None if config == VariantConfig() else config,
+            }
         )
-    except ValidationError as error:
-        for problem in error.errors():
-            ours = problem["type"] == "value_error"
-            reason = problem["ctx"]["error"] if ours else problem["msg"]
-            where = "".join(f"{part}: " for part in problem["loc"])
-            print(f"resnet50-server: {where}{reason}", file=sys.stderr)
+    except WrongOptions as error:
+        for problem in error.problems:
+            print(f"resnet50-server: {problem}", file=sys.stderr)
         raise typer.Exit(2) from error
     if print_yaml:
         from resnet50_server.ray.yaml_file import application_yaml

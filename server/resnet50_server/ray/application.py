@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from .load import QueueAgePolicy
-from .options import DEPLOYMENT, RayOptions
+from .options import DEPLOYMENT, RayOptions, read_options
 from .process import KILL_GRACE_S
 from .replica import ServerReplica
 
@@ -24,12 +24,17 @@ REPORT_S = 2.0
 LOOK_BACK_S = 10.0
 
 
-def build(options: RayOptions) -> serve.Application:
+def build(options: RayOptions | dict[str, Any]) -> serve.Application:
     """Return the application; `import_path` of it in YAML, with the options as `args`.
 
     Args:
-        options: Resources, scaling, settings of the servers.
+        options: Resources, scaling, settings of the servers; Ray passes `args` as they are.
+
+    Raises:
+        WrongOptions: An option of the `args` is wrong.
     """
+    if isinstance(options, dict):
+        options = read_options(options)
     arguments: dict[str, Any] = {
         "name": DEPLOYMENT,
         "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from typing import Any
 
@@ -10,6 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 CONNECT_TIMEOUT_S = 10.0
+# Of Ray: whether a process proves itself with the token in ~/.ray/auth_token.
+TOKEN_MODE = "RAY_AUTH_MODE"
 
 
 class Unreachable(Exception):
@@ -30,7 +33,10 @@ def connect(address: str, **options: Any) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RayError, ValueError) as error:
-        raise _unreachable(address, error) from error
+        # Ray sends the token of ~/.ray without being told to "auto" alone.
+        asked = TOKEN_MODE in os.environ or address == "auto"
+        advice = "" if asked else f", set {TOKEN_MODE}=token if it has token authentication"
+        raise _unreachable(address, error, advice) from error
 
 
 def last_line(text: str) -> str:
@@ -54,6 +60,8 @@ def _check_reachable(address: str) -> None:
         raise _unreachable(address, error) from error
 
 
-def _unreachable(address: str, error: Exception) -> Unreachable:
+def _unreachable(address: str, error: Exception, advice: str = "") -> Unreachable:
     reason = last_line(str(error)) or type(error).__name__
-    return Unreachable(f"no Ray cluster at {address} ({reason}); start one with `ray start --head`")
+    return Unreachable(
+        f"no Ray cluster at {address} ({reason}); start one with `ray start --head`{advice}"
+    )

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import SettingsError
 
 from resnet50_server.settings import Settings
 
@@ -13,6 +21,21 @@ IMPORT_PATH = "resnet50_server.ray.application:build"
 DEPLOYMENT = "server"
 # Set by the replica.
 RESERVED = ("listen", "drain_timeout_s", "stop_with_stdin")
+
+
+class WrongOptions(ValueError):
+    """Options are wrong.
+
+    Args:
+        problems: A line for each of them.
+
+    Attributes:
+        problems: A line for each of them.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class VariantConfig(BaseModel):
@@ -77,6 +100,8 @@ class RayOptions(BaseModel):
                 advice = "port" if name == "listen" else name
                 reason = f"; set {advice} of the deployment" if advice in cls.model_fields else ""
                 raise ValueError(f"{name} is set by each replica{reason}")
+        if problems := _wrong_values(settings):
+            raise ValueError("; ".join(problems))
         return settings
 
     @model_validator(mode="after")
@@ -111,3 +136,40 @@ class RayOptions(BaseModel):
             elif value is not None:
                 flags.append(f"{flag}={value}")
         return flags
+
+
+def read_options(values: dict[str, Any]) -> RayOptions:
+    """Return options.
+
+    Args:
+        values: Their values by name.
+
+    Raises:
+        WrongOptions: A name or a value is wrong.
+    """
+    try:
+        return RayOptions(**values)
+    except ValidationError as error:
+        raise WrongOptions(list(map(_line, error.errors()))) from error
+
+
+def _line(problem: Any) -> str:
+    """Return the line of a problem: the option and the reason."""
+    reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
+    return "".join(f"{part}: " for part in problem["loc"]) + str(reason)
+
+
+def _wrong_values(settings: dict[str, Any]) -> list[str]:
+    """Return a line for each value that no node would accept.
+
+    Other sources of settings and checks of several settings are left to the nodes: their
+    environment and files are not those of this process.
+    """
+    try:
+        Settings(**settings)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        return [_line(one) for one in problems if one["loc"] and one["loc"][0] in settings]
+    except (SettingsError, ValueError):
+        return []  # of a file or of the environment
+    return []

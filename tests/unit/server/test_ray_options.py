@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from resnet50_server.ray.options import RayOptions, VariantConfig
+from resnet50_server.ray.options import RayOptions, VariantConfig, WrongOptions, read_options
 from resnet50_server.ray.yaml_file import application_yaml
 
 
@@ -43,12 +43,19 @@ def test_given_threads_and_metrics_are_kept():
         ({"settings": {"drain_timeout_s": 1}}, "drain_timeout_s is set by each replica"),
         ({"min_replicas": 3, "max_replicas": 2}, "max_replicas: is 2, must be at least"),
         ({"num_gpu": 1}, "num_gpu"),
+        ({"settings": {"max_batch_size": 0}}, "settings: max_batch_size: .* greater than"),
         ({"user_config": {"variant": "a"}}, "variant"),
     ],
 )
 def test_wrong_options_are_refused(options, text):
-    with pytest.raises(ValueError, match=text):
-        RayOptions(**options)
+    with pytest.raises(WrongOptions, match=text) as refused:
+        read_options(options)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_settings_that_other_files_complete_are_left_to_the_nodes(tmp_path):
+    settings = {"tls_cert": "/nodes/only.crt", "config": str(tmp_path / "nodes-only.toml")}
+    assert read_options({"settings": settings}).settings == settings
 
 
 def test_only_options_of_servers_replace_them():

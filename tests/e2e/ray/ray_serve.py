@@ -1,188 +1,45 @@
-"""Servers on a real Ray cluster of this machine: `make ray` runs them, `make test` does not."""
+"""Servers on a real Ray cluster of this machine, in all cases: `make ray` runs them."""
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 
-import psutil
 import pytest
 import ray
 from ray import serve
-from ray.cluster_utils import Cluster
-from ray.exceptions import RayError
 
 from resnet50_client import Client
-from resnet50_client.ray import DIRECTORY, NAMESPACE, RayServers
+from resnet50_client.ray import DIRECTORY, NAMESPACE
 from resnet50_server.ray import directory
-from resnet50_server.ray.application import build
 from resnet50_server.ray.deploy import delete_app
-from resnet50_server.ray.options import RayOptions, VariantConfig
+from resnet50_server.ray.options import VariantConfig
 from resnet50_server.ray.status import read_status
 from tests.support.administering import ADMIN, describe, tokens_file
-from tests.support.pictures import encode, photo_like
+from tests.support.certs import Files, authority, issue
+from tests.support.ray_servers import (
+    IMAGE,
+    TIMED,
+    TIMEOUT_S,
+    Load,
+    deploy,
+    processes,
+    ready,
+    replica_processes,
+    server_processes,
+    wait_for_servers,
+    wait_until,
+)
 
 # Ray warns of its own future, and leaves sockets and processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("default")
 
-WAIT_S = 180.0
-TIMEOUT_S = 90.0
-IMAGE = encode(photo_like(64, 48), "JPEG")
-# Nodes listen on an address of the machine that others may reach, too.
-PLAINTEXT = {"allow_plaintext": True}
-# Each batch takes 2 ms, and 3 ms for each image.
-TIMED = PLAINTEXT | {
-    "engine": "timed",
-    "timed_alpha_ms": 2,
-    "timed_beta_ms": 3,
-    "variants": ["one=random:1", "two=random:2"],
-}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of three nodes on this machine, and this process connected to it."""
-    found = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
-    for _ in range(2):
-        found.add_node(num_cpus=2)
-    found.wait_for_nodes()
-    ray.init(address=found.address, log_to_driver=False)
-    serve.start(proxy_location="Disabled")
-    yield found
-    serve.shutdown()
-    ray.shutdown()
-    found.shutdown()
-
-
-@pytest.fixture
-def app(cluster) -> Iterator[str]:
-    name = "shop"
-    yield name
-    delete_app(name)
-    wait_until(lambda: not server_processes())
-
-
-def deploy(app: str, **options) -> None:
-    options = {"num_cpus": 0.4, "settings": TIMED} | options
-    options["settings"] = PLAINTEXT | options["settings"]
-    serve.run(build(RayOptions(**options)), name=app, route_prefix=None)
-
-
-def wait_until(condition: Callable[[], object], limit_s: float = WAIT_S) -> float:
-    """Wait until a condition holds; return the seconds that it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, "it did not happen in time"
-        time.sleep(0.05)
-    return time.monotonic() - began
-
-
-def processes(word: str) -> list[psutil.Process]:
-    return [
-        one
-        for one in psutil.process_iter(["cmdline", "status"])
-        if one.info["status"] != psutil.STATUS_ZOMBIE
-        and any(word in part for part in one.info["cmdline"] or ())
-    ]
-
-
-def server_processes() -> list[psutil.Process]:
-    return processes("--stop-with-stdin")
-
-
-def replica_processes() -> list[psutil.Process]:
-    return processes("ServeReplica:shop")
-
-
-def ready(app: str) -> list[str]:
-    """Return the addresses in the directory; none while it is being started again."""
-    with suppress(RayError):
-        return RayServers(app)()
-    return []
-
-
-def wait_for_servers(app: str, count: int) -> float:
-    return wait_until(lambda: len(ready(app)) == count)
-
-
-class Load:
-    """Calls from several threads, until it is stopped; each has a deadline.
-
-    Attributes:
-        variants: Name of the variant of each result.
-        errors: Failed calls.
-    """
-
-    def __init__(self, client: Client, callers: int = 4) -> None:
-        self._client = client
-        self._stopping = threading.Event()
-        self.variants: list[str] = []
-        self.errors: list[Exception] = []
-        self._threads = [threading.Thread(target=self._call) for _ in range(callers)]
-
-    def _call(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                result = self._client.classify(IMAGE, timeout_s=TIMEOUT_S)
-            except Exception as error:
-                self.errors.append(error)
-            else:
-                self.variants.append(result.variant.name)
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        self.wait_for(20)
-        return self
-
-    def wait_for(self, count: int) -> None:
-        """Wait for further results."""
-        known = len(self.variants)
-        wait_until(lambda: len(self.variants) >= known + count or self.errors)
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
-        assert self.errors == []
-        print(f"{len(self.variants)} calls, none failed")
-
 
 def test_names_of_the_directory_are_the_sdks():
     assert (directory.DIRECTORY, directory.NAMESPACE) == (DIRECTORY, NAMESPACE)
-
-
-def test_no_call_fails_while_servers_are_added_and_removed(app):
-    deploy(app)
-    with Client.from_ray(app) as client, Load(client) as load:
-        (first,) = ready(app)
-        deploy(app, min_replicas=3)
-        wait_for_servers(app, 3)
-        assert first in ready(app)  # no server was replaced
-        load.wait_for(200)
-        deploy(app, min_replicas=1)
-        wait_for_servers(app, 1)
-        wait_until(lambda: len(server_processes()) == 1)
-        load.wait_for(50)
-
-
-def test_killed_server_is_started_again_by_its_replica(app):
-    deploy(app, min_replicas=2)
-    replicas = {one.pid for one in replica_processes()}
-    with Client.from_ray(app) as client, Load(client) as load:
-        before = set(ready(app))
-        server_processes()[0].kill()
-        healed_s = wait_until(lambda: len(set(ready(app)) - before) == 1)
-        load.wait_for(50)
-    print(f"a killed server: {healed_s:.1f} s")
-    assert {one.pid for one in replica_processes()} == replicas
 
 
 def test_killed_replica_ends_its_server_and_is_replaced(app):
@@ -284,6 +141,60 @@ def test_servers_follow_the_load(app):
     print(f"1 to 3 servers: {added_s:.1f} s, 3 to 1: {removed_s:.1f} s")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_changed_settings_replace_servers_under_load(app, count):
+    deploy(app, min_replicas=count)
+    with Client.from_ray(app) as client, Load(client) as load:
+        before = set(ready(app))
+        deploy(app, min_replicas=count, settings=TIMED | {"timed_beta_ms": 4})
+        replaced_s = wait_until(lambda: len(ready(app)) == count and not before & set(ready(app)))
+        load.wait_for(50)
+    print(f"{count} servers replaced within {replaced_s:.1f} s of the deployment's end")
+
+
+def test_tls_variants_and_tokens_are_those_of_a_server_without_ray(app, tmp_path):
+    ca = authority()
+    (tmp_path / "ca.pem").write_bytes(ca.cert_pem.bytes())
+    describe(tmp_path / "variants" / "blue")
+    (tmp_path / "token").write_text(ADMIN)
+    settings = {
+        "engine": "null",
+        "variants": ["one=random:1"],
+        "variants_dir": str(tmp_path / "variants"),
+        "tokens_file": str(tokens_file(tmp_path)),
+        "allow_plaintext": False,
+    } | {
+        name: str(path)
+        for name, path in Files(tmp_path, issue(ca, "models.example")).settings.items()
+    }
+    deploy(
+        app,
+        settings=settings,
+        admin_token_file=str(tmp_path / "token"),
+        user_config=VariantConfig(variants=("blue",), default="blue"),
+    )
+    with Client.from_ray(
+        app,
+        ca=tmp_path / "ca.pem",
+        server_name="models.example",
+        token_file=tmp_path / "token",
+    ) as client:
+        assert client.classify(IMAGE, timeout_s=TIMEOUT_S).variant.name == "blue"
+
+
+def test_fixed_port_is_an_address_without_ray(app):
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    deploy(app, port=port)
+    (address,) = ready(app)
+    assert address.endswith(f":{port}")
+    with Client(address) as client, Load(client) as load:
+        # The new server cannot listen before the old one has stopped.
+        deploy(app, port=port, settings=TIMED | {"timed_beta_ms": 4})
+        load.wait_for(50)
+    assert ready(app) == [address]
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -303,6 +214,14 @@ def test_replica_that_cannot_start_says_why(app, settings, reason):
     assert reason in serve.status().applications[app].deployments["server"].message
     assert len(found.failed_starts) <= 3  # not in a hot loop
     print(f"three starts failed within {failed_s:.1f} s: {found.message}")
+
+
+def test_port_in_use_is_told(app):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(RuntimeError):
+            deploy(app, port=port)
+    assert f":{port}" in read_status(app).failed_starts[-1].reason
 
 
 def test_failing_replica_leaves_the_others_alone(app):

@@ -1,0 +1,1 @@
+"""Servers and bulk runs on a real Ray cluster."""
