@@ -48,7 +48,7 @@ TIMED = COMMON | {
 }
 COUNTS = (1, 2, 4)
 # The first and the last batch of each server are not full.
-IMAGES_OF_EACH = 512
+IMAGES_OF_EACH = 384
 IDLE_S = 10.0
 
 
@@ -118,7 +118,7 @@ def measure_throughput() -> None:
         for count in COUNTS:
             deploy(TIMED, count)
             with Client.from_ray(APP) as client:
-                rate(client, 64 * count)  # connects, and learns how many images may be in flight
+                rate(client, 32 * count)  # connects, and learns how many images may be in flight
                 before, began = time.process_time(), time.perf_counter()
                 rates[count].append(rate(client, IMAGES_OF_EACH * count))
                 busy = (time.process_time() - before) / (time.perf_counter() - began)
