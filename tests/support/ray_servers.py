@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,6 +20,7 @@ from resnet50_client import Client
 from resnet50_client.ray import RayServers
 from resnet50_server.ray.application import build
 from resnet50_server.ray.options import RayOptions
+from resnet50_server.ray.yaml_file import application_yaml
 from tests.support.pictures import encode, photo_like
 
 WAIT_S = 180.0
@@ -37,6 +42,15 @@ def deploy(app: str, **options: Any) -> None:
     found: dict[str, Any] = {"num_cpus": 0.4, "settings": TIMED} | options
     found["settings"] = PLAINTEXT | found["settings"]
     serve.run(build(RayOptions(**found)), name=app, route_prefix=None)
+
+
+def serve_deploy(dashboard: str, app: str, options: RayOptions) -> None:
+    """Apply the printed file by Ray's own command, which does not wait for the servers."""
+    command = [str(Path(sys.executable).with_name("serve")), "deploy", "--address", dashboard]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(application_yaml(app, options))
+        file.flush()
+        subprocess.run([*command, file.name], check=True, timeout=WAIT_S)
 
 
 def wait_until(condition: Callable[[], object], limit_s: float = WAIT_S) -> float:

@@ -74,10 +74,8 @@ class ServerReplica:
             shutil.rmtree(self._private, ignore_errors=True)
             await self._start_failed(str(error))
             raise RuntimeError(str(error)) from None
-        self._tasks = [
-            asyncio.create_task(self._supervise()),
-            asyncio.create_task(self._announce_repeatedly()),
-        ]
+        self._announced = False
+        self._tasks = [asyncio.create_task(self._supervise())]
 
     async def __del__(self) -> None:
         """Stop the server: it completes the calls in flight; clients look for others."""
@@ -100,13 +98,18 @@ class ServerReplica:
         self._config = config
 
     async def check_health(self) -> None:
-        """Check that the server's event loop responds.
+        """Check that the server's event loop responds; announce the server after the first check.
 
         Raises:
             OSError: It does not. A server that is being restarted is not asked.
         """
         if self._state == READY:
             await asyncio.to_thread(_check_live, self._process.metrics_url)
+        if not self._announced:
+            # Ray has called `reconfigure`: no client sees the server without its variants.
+            self._announced = True
+            await self._announce()
+            self._tasks.append(asyncio.create_task(self._announce_repeatedly()))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the load of the server, for `QueueAgePolicy`."""

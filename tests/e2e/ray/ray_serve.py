@@ -16,12 +16,13 @@ from resnet50_client import Client
 from resnet50_client.ray import DIRECTORY, NAMESPACE
 from resnet50_server.ray import directory
 from resnet50_server.ray.deploy import delete_app
-from resnet50_server.ray.options import VariantConfig
+from resnet50_server.ray.options import RayOptions, VariantConfig
 from resnet50_server.ray.status import read_status
 from tests.support.administering import ADMIN, describe, tokens_file
 from tests.support.certs import Files, authority, issue
 from tests.support.ray_servers import (
     IMAGE,
+    PLAINTEXT,
     TIMED,
     TIMEOUT_S,
     Load,
@@ -29,6 +30,7 @@ from tests.support.ray_servers import (
     processes,
     ready,
     replica_processes,
+    serve_deploy,
     server_processes,
     wait_for_servers,
     wait_until,
@@ -96,7 +98,8 @@ def test_lost_node_costs_no_call_within_its_deadline(app, cluster):
     print(f"a lost node: another one has a server after {time.monotonic() - began:.1f} s")
 
 
-def test_variant_is_swapped_under_load_without_a_restart(app, tmp_path):
+@pytest.mark.parametrize("by_file", [False, True], ids=["deploy", "serve-deploy"])
+def test_variant_is_swapped_under_load_without_a_restart(app, dashboard, tmp_path, by_file):
     for name in ("blue", "green"):
         describe(tmp_path / "variants" / name)
     settings = {
@@ -108,17 +111,25 @@ def test_variant_is_swapped_under_load_without_a_restart(app, tmp_path):
     (tmp_path / "token").write_text(ADMIN)
     options = {"settings": settings, "admin_token_file": str(tmp_path / "token")}
 
-    def choose(name: str) -> None:
+    def choose(name: str, count: int = 2) -> None:
         config = VariantConfig(variants=(name,), default=name)
-        deploy(app, min_replicas=2, user_config=config, **options)
+        if by_file:
+            found = {"settings": PLAINTEXT | settings, "num_cpus": 0.4, "min_replicas": count}
+            serve_deploy(dashboard, app, RayOptions(**options | found, user_config=config))
+            wait_for_servers(app, count)
+        else:
+            deploy(app, min_replicas=count, user_config=config, **options)
 
-    choose("blue")
-    servers = {one.pid for one in server_processes()}
+    choose("blue", 1)
     token = {"token_file": str(tmp_path / "token"), "insecure_token": True}
     with Client.from_ray(app, **token) as client, Load(client) as load:
-        choose("green")
+        choose("blue")
         load.wait_for(100)
-    assert set(load.variants) == {"blue", "green"}
+        servers = {one.pid for one in server_processes()}
+        choose("green")
+        wait_until(lambda: set(load.variants[-50:]) == {"green"})
+        load.wait_for(100)
+    assert set(load.variants) == {"blue", "green"}  # a new server has the default at once
     assert load.variants[-1] == "green"
     assert {one.pid for one in server_processes()} == servers
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +13,6 @@ from resnet50_client import Client
 from resnet50_server.ray.deploy import Deployment
 from resnet50_server.ray.options import RayOptions
 from resnet50_server.ray.status import read_status
-from resnet50_server.ray.yaml_file import application_yaml
 from tests.support.offline import (
     BROKEN_FILES,
     FILES,
@@ -34,6 +30,7 @@ from tests.support.ray_servers import (
     processes,
     ready,
     replica_processes,
+    serve_deploy,
     server_processes,
     wait_for_servers,
     wait_until,
@@ -69,25 +66,18 @@ def test_killed_server_is_started_again_by_its_replica(app):
     assert {one.pid for one in replica_processes()} == replicas
 
 
-def run_serve_deploy(dashboard: str, file: Path, app: str, options: RayOptions) -> None:
-    file.write_text(application_yaml(app, options))
-    serve_cli = str(Path(sys.executable).with_name("serve"))
-    subprocess.run([serve_cli, "deploy", "--address", dashboard, str(file)], check=True)
-
-
-def test_serve_deploy_takes_the_printed_file(app, dashboard, tmp_path):
-    file = tmp_path / "serve.yaml"
+def test_serve_deploy_takes_the_printed_file(app, dashboard):
     options = RayOptions(settings=TIMED, num_cpus=0.4)
-    run_serve_deploy(dashboard, file, app, options)
+    serve_deploy(dashboard, app, options)
     wait_for_servers(app, 1)
     (first,) = ready(app)
     with Client.from_ray(app) as client, Load(client) as load:
-        run_serve_deploy(dashboard, file, app, options.model_copy(update={"min_replicas": 2}))
+        serve_deploy(dashboard, app, options.model_copy(update={"min_replicas": 2}))
         wait_for_servers(app, 2)
         load.wait_for(20)
         assert first in ready(app)  # it was not replaced
         wrong = RayOptions.model_construct(settings=TIMED | {"max_batch_size": 0}, num_cpus=0.4)
-        run_serve_deploy(dashboard, file, app, wrong)
+        serve_deploy(dashboard, app, wrong)
         refused_s = wait_until(lambda: read_status(app).state == "DEPLOY_FAILED")
         load.wait_for(20)
     assert "settings: max_batch_size: Input should be greater" in read_status(app).message
