@@ -1,4 +1,4 @@
-"""Connections end at their age; what is in flight on them has the grace."""
+"""Connections end at their age; calls in flight on them have the grace."""
 
 from __future__ import annotations
 
