@@ -19,6 +19,8 @@ addresses in settings) and pydantic's own (settings).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, Literal, TypeAlias
 
 from resnet50_server.runtime.texts import MAX_NAMES, listed
@@ -45,15 +47,12 @@ class ServingError(Exception):
     Attributes:
         code: Name of the gRPC status code.
         error_reason: Reason for programs, of google.rpc.ErrorInfo; "" for none.
+        facts: Metadata of that ErrorInfo.
     """
 
     code: ClassVar[str] = INTERNAL
     error_reason: str = ""
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """The metadata of its google.rpc.ErrorInfo."""
-        return {}
+    facts: Mapping[str, str] = MappingProxyType({})
 
 
 class Unauthenticated(ServingError):
@@ -94,12 +93,7 @@ class PermissionDenied(ServingError):
             f"authorization: {caller} does not have the scope {scope!r}, which this method needs;"
             f" {remedy}"
         )
-        self.scope = scope
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """The missing scope."""
-        return {"scope": self.scope}
+        self.facts = {"scope": scope}
 
 
 class InvalidRequest(ServingError):
@@ -150,13 +144,8 @@ class VariantNotFound(ServingError):
         shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
         there = listed(served, MAX_NAMES, ", ") or "none"
         super().__init__(f"{field}: no variant {shown} {what} here; there are: {there}")
-        self.field = field
         self.served = served
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """The field, and the variants that there are."""
-        return {"field": self.field, "served": ", ".join(self.served)}
+        self.facts = {"field": field, "served": ", ".join(served)}
 
 
 class SplitNotFound(ServingError):
@@ -239,12 +228,7 @@ class TransformMismatch(ServingError):
             " was preprocessed for another variant, or the variant has been replaced; get its"
             " transform anew (GetVariant) and preprocess the image again"
         )
-        self.expected = expected
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """Digest of the variant's transform."""
-        return {"transform_digest": self.expected}
+        self.facts = {"transform_digest": expected}
 
 
 class DataLoss(ServingError):
@@ -393,19 +377,6 @@ class NoClassificationHead(ServingError):
 def code_of(error: Exception) -> str:
     """Return the name of an exception's gRPC status code; INTERNAL if it is not ours."""
     return error.code if isinstance(error, ServingError) else INTERNAL
-
-
-def clear_tracebacks(error: BaseException) -> None:
-    """Drop the tracebacks of an error and of its causes.
-
-    Their frames hold large objects: a request and its image, a batch and its tensors. gRPC and
-    tasks keep errors in reference cycles, so all of that would stay in memory until the next
-    garbage collection.
-    """
-    left: BaseException | None = error
-    while left is not None and left.__traceback__ is not None:
-        left.__traceback__ = None
-        left = left.__cause__ or left.__context__
 
 
 class WeightsError(Exception):

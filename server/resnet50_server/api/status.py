@@ -12,10 +12,10 @@ from resnet50_server.errors import (
     InvalidRequest,
     Overloaded,
     ServingError,
-    clear_tracebacks,
     code_of,
 )
 from resnet50_server.runtime.texts import MAX_TEXT_BYTES, shortened
+from resnet50_server.runtime.tracebacks import clear_tracebacks
 
 DETAILS_KEY = "grpc-status-details-bin"
 REQUEST_ID_KEY = "x-request-id"

@@ -23,8 +23,9 @@ import numpy as np
 
 from resnet50_server.context import RequestContext
 from resnet50_server.engines.oom import is_out_of_memory
-from resnet50_server.errors import DoesNotFit, EngineFailed, clear_tracebacks
+from resnet50_server.errors import DoesNotFit, EngineFailed
 from resnet50_server.runtime.fatal import DeviceLost
+from resnet50_server.runtime.tracebacks import clear_tracebacks
 
 from .queue import PendingRequest, VariantQueue, fail_pending
 

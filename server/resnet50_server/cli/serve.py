@@ -62,41 +62,7 @@ async def serve(settings: Settings) -> int:
     if gateway is not None:
         gateway.start(lambda: server.metrics_url)
     try:
-        await asyncio.wait((starting, stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            # In a variant that was loaded already.
-            starting.cancel()
-            return await _stop_after_fault(server)
-        if not starting.done():
-            # Loaded variants complete their requests. The thread that reads or downloads the next
-            # one cannot be cancelled, and is not waited for.
-            log.info("stopping on a signal, while loading")
-            starting.cancel()
-            await asyncio.wait([starting])
-            return 0
-        try:
-            await starting
-        except UnusableSetting as error:
-            complain(f"resnet50-server: {error}")
-            return 2
-        except Exception as error:
-            if not isinstance(error, EXPECTED_ERRORS):
-                log.error("the server could not start", exc_info=error)
-            complain(f"resnet50-server: {_startup_error(error)}")
-            return 1
-        gc.freeze()  # the other variants
-        return_memory()
-        for address in server.addresses:
-            if gateway is None or address != gateway.private_address:
-                announce(f"listening on {address}")
-        if server.metrics_url is not None:
-            announce(f"metrics on {server.metrics_url}")
-        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-        if failed.done():
-            return await _stop_after_fault(server)
-        log.info("stopping on a signal")
-        await server.reject_new()
-        return 0
+        return await _serve_until(stopped, failed, starting, server, gateway)
     finally:
         stopped.cancel()
         failed.cancel()
@@ -106,6 +72,50 @@ async def serve(settings: Settings) -> int:
         if ending is not None:
             await ending
         watchdog.close()
+
+
+async def _serve_until(
+    stopped: asyncio.Task[bool],
+    failed: asyncio.Task[bool],
+    starting: asyncio.Task[None],
+    server: Server,
+    gateway: GatewayProcess | None,
+) -> int:
+    """Wait until the server is to stop, or cannot start or serve; return the exit code."""
+    await asyncio.wait((starting, stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+    if failed.done():
+        # In a variant that was loaded already.
+        starting.cancel()
+        return _fault_status(server)
+    if not starting.done():
+        # Loaded variants complete their requests. The thread that reads or downloads the next one
+        # cannot be cancelled, and is not waited for.
+        log.info("stopping on a signal, while loading")
+        starting.cancel()
+        await asyncio.wait([starting])
+        return 0
+    try:
+        await starting
+    except UnusableSetting as error:
+        complain(f"resnet50-server: {error}")
+        return 2
+    except Exception as error:
+        if not isinstance(error, EXPECTED_ERRORS):
+            log.error("the server could not start", exc_info=error)
+        complain(f"resnet50-server: {_startup_error(error)}")
+        return 1
+    gc.freeze()  # the other variants
+    return_memory()
+    for address in server.addresses:
+        if gateway is None or address != gateway.private_address:
+            announce(f"listening on {address}")
+    if server.metrics_url is not None:
+        announce(f"metrics on {server.metrics_url}")
+    await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+    if failed.done():
+        return _fault_status(server)
+    log.info("stopping on a signal")
+    return 0
 
 
 def _collect_garbage() -> None:
@@ -120,7 +130,8 @@ def _collect_garbage() -> None:
 
 
 async def _stop(server: Server, drain_timeout_s: float) -> None:
-    """Stop a server; a failed one within a limit, since one of its parts may not stop."""
+    """Reject new requests and stop; a failed server within a limit, as a part may not stop."""
+    await server.reject_new()
     if server.fault is None:
         await server.stop()
         return
@@ -131,11 +142,10 @@ async def _stop(server: Server, drain_timeout_s: float) -> None:
         log.critical("the server did not stop within %g s; ending the process", limit_s)
 
 
-async def _stop_after_fault(server: Server) -> int:
-    """Reject new requests to a failed server; return the exit code."""
+def _fault_status(server: Server) -> int:
+    """Return the exit code of a failed server."""
     assert server.fault is not None  # set before `failed`
     log.critical("stopping with exit code %d: %s", server.fault.status, server.fault)
-    await server.reject_new()
     return server.fault.status
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from resnet50_server.errors import DiskTimeout, NotNow, WeightsError, clear_tracebacks
+from resnet50_server.errors import DiskTimeout, NotNow, WeightsError
 from resnet50_server.runtime.memory import return_memory
+from resnet50_server.runtime.tracebacks import clear_tracebacks
 from resnet50_server.variants.directory import Fingerprint
 from resnet50_server.variants.spec import VariantSpec, strip_enum_prefix
 

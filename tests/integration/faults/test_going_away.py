@@ -126,6 +126,37 @@ async def test_calls_during_stop_are_refused_as_unavailable():
     assert codes == {grpc.StatusCode.UNAVAILABLE}
 
 
+async def test_calls_during_a_stop_while_loading_are_refused_as_unavailable():
+    request = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=PNG))
+    with server_processes() as start:
+        # Its warm-up does not end in the time of this test.
+        process = start(
+            *("--variants", "IMAGENET1K_V2", "--engine", "timed", "--timed-alpha-ms", "1000000")
+        )
+        line = ""
+        while "accepting connections at" not in line:
+            line = await asyncio.to_thread(process.process.stderr.readline)
+        address = line.split()[-1]
+        async with grpc.aio.insecure_channel(address, [("grpc.enable_retries", 0)]) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            refused, busy = 0, asyncio.Event()
+
+            async def call_while_it_loads() -> grpc.StatusCode:
+                nonlocal refused
+                while "is still being loaded" in await (call := stub.Classify(request)).details():
+                    refused += 1
+                    if refused == 500:
+                        busy.set()
+                return await call.code()
+
+            callers = [asyncio.create_task(call_while_it_loads()) for _ in range(100)]
+            await busy.wait()
+            process.process.send_signal(signal.SIGTERM)
+            codes = set(await asyncio.gather(*callers))
+        assert await asyncio.to_thread(process.process.wait, 60) == 0
+    assert codes == {grpc.StatusCode.UNAVAILABLE}
+
+
 async def test_calls_that_arrive_while_the_loop_is_stalled_are_refused_as_unavailable():
     # On a busy machine the loop runs late. When the pause that shows that no call comes any more is
     # over, those that came meanwhile have not been handed over, and gRPC would cancel them.
