@@ -23,7 +23,6 @@ from resnet50_server.api.inference_service import CallLimits, InferenceServicer
 from resnet50_server.api.listen import certificates_of
 from resnet50_server.api.variant_service import VariantServicer
 from resnet50_server.auth.identity import Authenticator
-from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.auth.tokens import Tokens
 from resnet50_server.engines.devices import thread_initializer
 from resnet50_server.events import CompositeEvents
@@ -51,15 +50,14 @@ from resnet50_server.runtime.memory import read_memory_limit
 from resnet50_server.settings import Settings
 from resnet50_server.sizes import choose_decode_threads, fit_memory
 from resnet50_server.snapshot import take_snapshot
-from resnet50_server.telemetry.gauges import GaugeCollector
-from resnet50_server.telemetry.http_server import MetricsServer
 from resnet50_server.telemetry.logs import RequestLog
-from resnet50_server.telemetry.loop_lag import LoopLagProbe
-from resnet50_server.telemetry.metrics import Metrics
 from resnet50_server.variants.directory import VariantsDirectory
 
 if TYPE_CHECKING:
     from resnet50_server.api.oip.service import OipServicer
+    from resnet50_server.auth.tls import TlsReloader
+    from resnet50_server.telemetry.http_server import MetricsServer
+    from resnet50_server.telemetry.metrics import Metrics
     from resnet50_server.telemetry.tracing import Tracing
 
 
@@ -124,6 +122,9 @@ def build(
 
     metrics_server = None
     if metrics is not None and settings.metrics_listen is not None:
+        # Not at the top: servers without metrics start without prometheus_client.
+        from resnet50_server.telemetry.http_server import MetricsServer
+
         metrics_server = MetricsServer(
             settings.metrics_listen,
             metrics.registry,
@@ -307,6 +308,9 @@ def _oip(
 
 def _export(metrics: Metrics, parts: Parts, closing: AsyncExitStack) -> None:
     """Export series of the variants, the gauges of all parts, and the lag of the event loop."""
+    from resnet50_server.telemetry.gauges import GaugeCollector
+    from resnet50_server.telemetry.loop_lag import LoopLagProbe
+
     variants = parts.variants
     metrics.init_series(spec.name for spec in variants.specs)
     variants.on_loaded(lambda name: metrics.init_series([name]))
@@ -316,6 +320,8 @@ def _export(metrics: Metrics, parts: Parts, closing: AsyncExitStack) -> None:
 
 
 def _metrics(settings: Settings) -> Metrics:
+    from resnet50_server.telemetry.metrics import Metrics
+
     try:
         release = version("resnet50-serving")
     except PackageNotFoundError:  # run from its sources

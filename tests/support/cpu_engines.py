@@ -44,6 +44,7 @@ def in_order(output: BatchOutput) -> np.ndarray:
 
 def assert_equal(found: BatchOutput, expected: BatchOutput, tolerance: float) -> None:
     assert np.abs(in_order(found) - in_order(expected)).max() <= tolerance
+    assert found.embeddings is not None and expected.embeddings is not None  # requested
     assert found.embeddings.shape == expected.embeddings.shape
     for one, two in zip(found.embeddings, expected.embeddings, strict=True):
         assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.999

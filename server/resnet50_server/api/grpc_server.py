@@ -13,7 +13,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, variant_pb2, variant_pb2_grpc
 from resnet50_server.auth.identity import ADMIN, INFER, Authenticator
-from resnet50_server.auth.tls import TlsReloader
 from resnet50_server.events import ServerEvents
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.quotas import Limits
@@ -29,6 +28,8 @@ from .send_buffer import SendBuffer
 from .variant_service import VariantServicer
 
 if TYPE_CHECKING:
+    from resnet50_server.auth.tls import TlsReloader
+
     from .oip.service import OipServicer
 
 log = logging.getLogger(__name__)

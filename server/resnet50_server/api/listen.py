@@ -9,12 +9,15 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 
-from resnet50_server.auth.tls import TlsBundle, TlsReloader
 from resnet50_server.errors import UnusableSetting
 from resnet50_server.settings import Settings
+
+if TYPE_CHECKING:
+    from resnet50_server.auth.tls import TlsBundle, TlsReloader
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,9 @@ def certificates_of(settings: Settings) -> TlsReloader | None:
     """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
+    # Not at the top: servers without TLS start without cryptography.
+    from resnet50_server.auth.tls import TlsReloader
+
     return TlsReloader(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
 

@@ -47,9 +47,9 @@ class ReferenceOutput:
     """Output of a variant's weights for fixed images, computed by torchvision's own network.
 
     Attributes:
-        images: Two of uint8 [height, width, 3], RGB.
-        probabilities: float32 [2, categories]; categories are 0 without a classification head.
-        embeddings: float32 [2, 2048].
+        images: One or two of uint8 [height, width, 3], RGB.
+        probabilities: float32 [images, categories]; categories are 0 without a classification head.
+        embeddings: float32 [images, 2048].
     """
 
     images: list[NDArray[np.uint8]]
@@ -57,8 +57,13 @@ class ReferenceOutput:
     embeddings: NDArray[np.float32]
 
     @classmethod
-    def compute(cls, spec: VariantSpec, weights: Weights) -> ReferenceOutput:
-        """Compute it. Blocks for about as long as two images take in eager PyTorch.
+    def compute(cls, spec: VariantSpec, weights: Weights, batches: bool = True) -> ReferenceOutput:
+        """Compute it. Blocks for about as long as the images take in eager PyTorch.
+
+        Args:
+            spec: The variant.
+            weights: Its weights.
+            batches: Whether batches of several images will be checked; else there is one image.
 
         Raises:
             WeightsError: The weights do not fit, or the output contains NaN or infinity.
@@ -69,8 +74,10 @@ class ReferenceOutput:
         from resnet50_server.variants.network import build_model
 
         image = fixed_image(spec.transform.input_size)
-        # The second one is upside down, so that mixed-up rows of a batch are detected.
-        images = [image, np.ascontiguousarray(image[::-1])]
+        images = [image]
+        if batches:
+            # The second one is upside down, so that mixed-up rows of a batch are detected.
+            images.append(np.ascontiguousarray(image[::-1]))
         model = build_model(spec, weights)
         pooled: list[torch.Tensor] = []
         model.avgpool.register_forward_hook(lambda *call: pooled.append(call[2].dequantize()))

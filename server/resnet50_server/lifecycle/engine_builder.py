@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +27,12 @@ from resnet50_server.engines.stub_engines import NullEngine, TimedEngine
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.settings import Settings
-from resnet50_server.variants.checkpoints import Weights, weights_directory
+from resnet50_server.variants.checkpoints import (
+    Weights,
+    parse_checkpoint,
+    read_checkpoint,
+    weights_directory,
+)
 from resnet50_server.variants.spec import VariantSpec
 
 from .devices import cpu_plan
@@ -140,24 +147,49 @@ def prepare_variant(spec: VariantSpec, settings: Settings) -> PreparedVariant:
     if settings.stub_engine:
         return PreparedVariant(spec)
     # Not at the top: stub engines run without torch.
-    from resnet50_server.engines.reference_check import ReferenceOutput
-    from resnet50_server.variants.network import parameter_count, read_weights
-
     device, precision = choose_device(spec, settings)
-    weights = read_weights(spec, weights_directory(settings.weights_dir), settings.download)
+    weights = _read_weights(spec, settings)
+    from resnet50_server.engines.reference_check import ReferenceOutput
+    from resnet50_server.variants.network import parameter_count
+
     if not weights.digest.startswith(spec.digest):
         raise WeightsError(
             f"{spec.name}: the SHA-256 of its weights begins with {weights.digest[:12]}, and"
             f" {spec.digest} was asked for; put the right weights there, or change the digest"
         )
     set_threads(cpu_plan(settings).threads)
-    reference = ReferenceOutput.compute(spec, weights)
+    # Engines of the CPU compute all batch sizes by one program, which is checked with one image.
+    reference = ReferenceOutput.compute(spec, weights, batches=device != "cpu")
     parameters = parameter_count(spec, weights)
     kind: str = settings.engine
     if kind == "auto" and (device != "cpu" or spec.quantized):
         kind = "cuda-graphs" if device != "cpu" else "torch"
     at_most = estimate_memory(parameters, precision, kind, cpu_plan(settings).instances)
     return PreparedVariant(spec, device, precision, weights, reference, parameters, at_most)
+
+
+def _read_weights(spec: VariantSpec, settings: Settings) -> Weights:
+    """Read a variant's weights, while another thread imports torch and torchvision.
+
+    `torch.fx` leaves reference cycles of the frames that import it and of all their callers, with
+    their variables. Of the time before the first variant is loaded they are never collected, so
+    those frames must not be the ones that have the weights (docs/adr/0011-batch-prefetching.md).
+
+    Raises:
+        WeightsError: The weights are missing or wrong; says which and why.
+    """
+    directory = weights_directory(settings.weights_dir)
+    with ThreadPoolExecutor(1, thread_name_prefix="import torch") as importer:
+        torch = importer.submit(import_module, "torch")
+        network = importer.submit(import_module, "resnet50_server.variants.network")
+        if spec.seed is not None:
+            weights: Weights = network.result().random_weights(spec)
+        else:
+            checkpoint = read_checkpoint(spec, directory, settings.download)
+            torch.result()
+            weights = parse_checkpoint(spec, checkpoint)
+            network.result()
+    return weights
 
 
 def estimate_memory(parameters: int, precision: str, kind: str, instances: int = 1) -> int:

@@ -21,6 +21,21 @@ StateDict = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A variant's checkpoint file, as it was read.
+
+    Attributes:
+        path: The file.
+        content: Its bytes.
+        digest: Its SHA-256, 64 hex digits.
+    """
+
+    path: Path
+    content: bytes
+    digest: str
+
+
+@dataclass(frozen=True)
 class Weights:
     """A variant's weights, read and checked.
 
@@ -52,17 +67,19 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_official(spec: VariantSpec, directory: Path, download: bool) -> Weights:
-    """Read an official variant's weights, downloading them first if allowed and needed.
+def read_checkpoint(spec: VariantSpec, directory: Path, download: bool) -> Checkpoint:
+    """Read a variant's checkpoint; without torch.
 
     Args:
-        spec: The variant.
+        spec: An official or a custom variant.
         directory: The directory of official weights.
-        download: Whether the network may be used.
+        download: Whether missing official weights may be downloaded.
 
     Raises:
-        WeightsError: The file is missing, or is not what torchvision published.
+        WeightsError: The file is missing, cannot be read, or is not what torchvision published.
     """
+    if spec.official is None:
+        return _read_custom(spec)
     path = official_path(spec, directory)
     content = _read(path, spec.name)
     if content is None:
@@ -70,9 +87,20 @@ def read_official(spec: VariantSpec, directory: Path, download: bool) -> Weights
         content = _read(path, spec.name)
     if content is None:
         raise WeightsError(f"{spec.name}: {path} was removed right after its download")
-    digest = hashlib.sha256(content).hexdigest()
-    _require_published(spec, path, digest)
-    return Weights(_parse_pickle(content, path, spec.name), digest)
+    checkpoint = Checkpoint(path, content, hashlib.sha256(content).hexdigest())
+    _require_published(spec, path, checkpoint.digest)
+    return checkpoint
+
+
+def parse_checkpoint(spec: VariantSpec, checkpoint: Checkpoint) -> Weights:
+    """Return the weights in a checkpoint.
+
+    Raises:
+        WeightsError: It is broken, or not a plain state dict.
+    """
+    path = checkpoint.path
+    parse = _parse_safetensors if path.suffix == ".safetensors" else _parse_pickle
+    return Weights(parse(checkpoint.content, path, spec.name), checkpoint.digest)
 
 
 def verify_official(spec: VariantSpec, path: Path) -> str:
@@ -89,12 +117,7 @@ def verify_official(spec: VariantSpec, path: Path) -> str:
     return digest
 
 
-def read_custom(spec: VariantSpec) -> Weights:
-    """Read a custom variant's checkpoint.
-
-    Raises:
-        WeightsError: There is none, or it is not a plain state dict.
-    """
+def _read_custom(spec: VariantSpec) -> Checkpoint:
     assert spec.directory is not None
     for name in CHECKPOINT_NAMES:
         path = spec.directory / name
@@ -102,9 +125,7 @@ def read_custom(spec: VariantSpec) -> Weights:
         if content is not None:
             if kind := foreign_kind(content):
                 raise WeightsError(f"{spec.name}: {path} {kind}")
-            parse = _parse_safetensors if path.suffix == ".safetensors" else _parse_pickle
-            state = parse(content, path, spec.name)
-            return Weights(state, hashlib.sha256(content).hexdigest())
+            return Checkpoint(path, content, hashlib.sha256(content).hexdigest())
     raise WeightsError(
         f"{spec.name}: {spec.directory} contains neither {' nor '.join(CHECKPOINT_NAMES)}"
     )

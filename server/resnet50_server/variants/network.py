@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.texts import escaped, listed
 
-from .checkpoints import StateDict, Weights, read_custom, read_official
+from .checkpoints import StateDict, Weights, parse_checkpoint, read_checkpoint
 from .download import official_of
 from .importing.hints import import_hint
 from .spec import EMBEDDING_DIMENSION, Activation, VariantSpec
@@ -81,10 +82,8 @@ def read_weights(spec: VariantSpec, directory: Path, download: bool) -> Weights:
         WeightsError: The weights are missing or wrong; says which and why.
     """
     if spec.seed is not None:
-        return _random_weights(spec)
-    if spec.official is not None:
-        return read_official(spec, directory, download)
-    return read_custom(spec)
+        return random_weights(spec)
+    return parse_checkpoint(spec, read_checkpoint(spec, directory, download))
 
 
 def build_network(spec: VariantSpec, weights: Weights) -> Network:
@@ -132,7 +131,8 @@ def fold_batchnorm(model: ResNet) -> None:
                 block.downsample = fuse_conv_bn_eval(convolution, norm)
 
 
-def _random_weights(spec: VariantSpec) -> Weights:
+def random_weights(spec: VariantSpec) -> Weights:
+    """Return the weights of a random variant, drawn from its seed."""
     assert spec.seed is not None
     log.warning(
         "variant %s is UNTRAINED (random weights, seed %d): its output is meaningless",
@@ -238,9 +238,12 @@ def _mismatch(expected: StateDict, state: StateDict, spec: VariantSpec) -> str |
 
 def _is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor is finite in float32."""
-    # NaN and infinity remain in a sum, and finite values of float32 do not overflow in float64: a
-    # fifth of the time of `isfinite` on each value.
-    return bool(torch.isfinite(tensor.float().sum(dtype=torch.float64)))
+    # NaN and infinity remain in a sum: a fraction of the time of `isfinite` on each value. Finite
+    # values overflow in float32 at most, which a second sum in float64 tells apart.
+    values = tensor.float()
+    return any(
+        math.isfinite(values.sum(dtype=dtype).item()) for dtype in (torch.float32, torch.float64)
+    )
 
 
 def _some(keys: list[str]) -> str:

@@ -21,10 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.variants.checkpoints import read_custom
 from resnet50_server.variants.importing.candidates import Choice
 from resnet50_server.variants.importing.importer import ImportOptions, import_checkpoint
-from resnet50_server.variants.network import build_model, build_network
+from resnet50_server.variants.network import build_model, build_network, read_weights
 from resnet50_server.variants.spec import VariantSpec, parse_variant
 from tests.support.checkpoints import (
     COUNT,
@@ -369,7 +368,7 @@ def test_imported_checkpoint_answers_as_its_network(shape, tmp_path, categories,
     for text in expected:
         assert any(text in line for line in lines), lines
     assert list(spec.categories) == NAMES
-    served = answers(build_model(spec, read_custom(spec))).softmax(dim=1)
+    served = answers(build_model(spec, read_weights(spec, Path(), download=False))).softmax(dim=1)
     wanted = (logits if original is None else original).softmax(dim=1)
     assert wanted.max(dim=1).values.min() > 2 / COUNT  # so that equality means something
     assert (served - wanted).abs().max() < 1e-4
@@ -418,7 +417,7 @@ HEADLESS: dict[str, tuple[Callable[[Path], Path], Choice]] = {
 def test_backbone_is_imported_for_its_embeddings(shape, tmp_path):
     make, choice = HEADLESS[shape]
     lines, spec = imported(make(tmp_path / "source"), tmp_path / "mine", choice=choice)
-    model = build_network(spec, read_custom(spec))
+    model = build_network(spec, read_weights(spec, Path(), download=False))
     assert any("no classification head" in line for line in lines)
     assert spec.categories == ()
     with torch.inference_mode():

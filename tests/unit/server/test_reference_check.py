@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,7 @@ import torch
 from resnet50_server.engines.reference_check import ReferenceOutput
 from resnet50_server.engines.torch_engine import TorchEngine
 from resnet50_server.errors import WeightsError
-from resnet50_server.variants.checkpoints import read_custom
-from resnet50_server.variants.network import build_network
+from resnet50_server.variants.network import build_network, read_weights
 from resnet50_server.variants.spec import parse_variant
 from tests.support.live_variants import put
 
@@ -18,7 +19,7 @@ from tests.support.live_variants import put
 def test_reference_check_finds_other_weights_in_any_precision(tmp_path):
     def engine_of(name: str, seed: int, precision: str = "fp32"):
         spec = parse_variant(f"{name}={put(tmp_path, name, seed)}")
-        weights = read_custom(spec)
+        weights = read_weights(spec, Path(), download=False)
         network = build_network(spec, weights)
         device = torch.device("cpu")
         engine = TorchEngine(network, spec.transform, device, precision)

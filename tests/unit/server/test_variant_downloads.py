@@ -12,7 +12,6 @@ from torchvision.models import ResNet50_Weights
 from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
-from resnet50_server.variants.checkpoints import read_official
 from resnet50_server.variants.download import official_path
 from resnet50_server.variants.network import read_weights
 from resnet50_server.variants.official import official_facts
@@ -34,7 +33,7 @@ def sha256(path: Path) -> str:
 def test_missing_official_file_is_downloaded(monkeypatch, tmp_path, member, capsys):
     published = weights.publish(monkeypatch, member, weights.hollow(1000), tmp_path / "there")
     here = tmp_path / "not yet" / "here"
-    state = read_official(parse_variant(member.name), here, download=True)
+    state = read_weights(parse_variant(member.name), here, download=True)
     assert [path.name for path in here.iterdir() if path.suffix != ".lock"] == [published.name]
     assert state.digest == sha256(published)
     assert state.state.keys() == weights.hollow().keys()
@@ -47,7 +46,7 @@ def test_download_of_a_wrong_hash_is_refused_and_removed(monkeypatch, tmp_path, 
     published.write_bytes(published.read_bytes() + b"!")
     here = tmp_path / "here"
     with pytest.raises(WeightsError, match="hash") as refused:
-        read_official(parse_variant(member.name), here, download=True)
+        read_weights(parse_variant(member.name), here, download=True)
     assert published.name in str(refused.value)
     assert [path.suffix for path in here.iterdir()] == [".lock"]
 
@@ -64,7 +63,7 @@ def test_file_that_is_here_is_used_without_the_network(monkeypatch, tmp_path):
 def test_missing_file_without_download_names_file_and_url(tmp_path):
     spec = parse_variant("IMAGENET1K_V2")
     with pytest.raises(WeightsError) as refused:
-        read_official(spec, tmp_path, download=False)
+        read_weights(spec, tmp_path, download=False)
     for part in (
         str(tmp_path / "resnet50-11ad3fa6.pth"),
         "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
@@ -79,7 +78,7 @@ def test_unreachable_url_says_why_and_what_else(monkeypatch, tmp_path):
         official_facts()["variants"][V2.name], "url", (tmp_path / "nothing-11ad3fa6.pth").as_uri()
     )
     with pytest.raises(WeightsError, match=r"cannot be downloaded .*URLError.*random:0"):
-        read_official(parse_variant("IMAGENET1K_V2"), tmp_path / "here", download=True)
+        read_weights(parse_variant("IMAGENET1K_V2"), tmp_path / "here", download=True)
 
 
 def test_server_that_does_not_speak_http_is_a_failed_download(monkeypatch, tmp_path):
@@ -97,7 +96,7 @@ def test_server_that_does_not_speak_http_is_a_failed_download(monkeypatch, tmp_p
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/resnet50-11ad3fa6.pth"
         monkeypatch.setitem(official_facts()["variants"][V2.name], "url", url)
         with pytest.raises(WeightsError, match="cannot be downloaded"):
-            read_official(parse_variant("IMAGENET1K_V2"), tmp_path, download=True)
+            read_weights(parse_variant("IMAGENET1K_V2"), tmp_path, download=True)
         thread.join()
 
 

@@ -15,7 +15,6 @@ from torchvision.models.quantization import ResNet50_QuantizedWeights
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.lifecycle.registry import VariantRegistry
-from resnet50_server.variants.checkpoints import read_custom
 from resnet50_server.variants.network import build_network, parameter_count, read_weights
 from resnet50_server.variants.spec import official_specs, parse_variant
 from tests.support import weights
@@ -305,7 +304,7 @@ def test_unreadable_checkpoint_is_refused_with_its_path(good, checkpoint):
             pytest.raises(WeightsError, match=r"cannot be read \(Permission denied\)"),
             unprivileged(),
         ):
-            read_custom(spec)
+            read_weights(spec, Path(), download=False)
     finally:
         path.chmod(0o644)
 
