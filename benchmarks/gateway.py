@@ -1,8 +1,8 @@
 """Cost of the HTTP gateway, and its return after SIGKILL: python -m benchmarks.gateway [NAME ...].
 
-cost    CPU of the gateway's process for a request of each of its doors, beside the server's for the
+cost    CPU of the gateway's process for a request of each of its APIs, beside the server's for the
         same image: over gRPC directly, and from the gateway. The null engine, one small JPEG, the
-        five most probable categories. Turns alternate between the doors; figures are medians, and
+        five most probable categories. Turns alternate between the APIs; figures are medians, and
         medians of the ratios of pairs with their range
 kill    how long it takes until an HTTP request is answered again after the gateway that `serve
         --http-listen` started is killed
@@ -43,7 +43,7 @@ DIRECT = "gRPC, without the gateway"
 
 
 def requests() -> dict[str, bytes]:
-    """Return a request of each door, by its name."""
+    """Return a request of each API, by its name."""
     image = encode(picture(256, 256), "JPEG", quality=85)
     message = inference_pb2.ClassifyRequest(image=image_pb2.Image(encoded=image))
     content = message.SerializeToString()
@@ -140,7 +140,7 @@ async def call_directly(channel: grpc.aio.Channel) -> None:
 
 
 async def measure(turns: int) -> None:
-    """Measure the doors and print.
+    """Measure the APIs and print.
 
     Args:
         turns: Of each start, after one that warms up.
@@ -154,21 +154,21 @@ async def measure(turns: int) -> None:
         ):
             host, _, port = url.removeprefix("http://").rpartition(":")
             async with grpc.aio.insecure_channel(address) as channel:
-                doors: dict[str, Callable[[], Awaitable[None]]] = {
+                apis: dict[str, Callable[[], Awaitable[None]]] = {
                     DIRECT: partial(call_directly, channel)
                 }
                 for name, request in requests().items():
-                    doors[name] = partial(send_all, host, int(port), request)
-                doors["WebSocket, a frame"] = partial(stream_all, host, int(port))
+                    apis[name] = partial(send_all, host, int(port), request)
+                apis["WebSocket, a frame"] = partial(stream_all, host, int(port))
                 for turn in range(turns + 1):
-                    for name, work in doors.items():
+                    for name, work in apis.items():
                         before = cpu_s(gateway_pid)
                         spent = await cpu_of(server_pid, CALLS, work())
                         if turn:  # the first warms up
                             by_server.setdefault(name, []).append(spent)
                             own = (cpu_s(gateway_pid) - before) / CALLS * 1e3
                             by_gateway.setdefault(name, []).append(own)
-    print("| door | gateway, ms | server, ms | (gateway + server) / server of gRPC |")
+    print("| API | gateway, ms | server, ms | (gateway + server) / server of gRPC |")
     print("|---|---|---|---|")
     for name, each in by_server.items():
         both = [one + other for one, other in zip(each, by_gateway[name], strict=True)]

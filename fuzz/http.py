@@ -1,7 +1,7 @@
 """Mutated HTTP requests through a live gateway: python -m fuzz.http [--requests N] [--seed N].
 
 A gateway process in front of a server with the null engine. Each request is made of the seed and
-its number alone: a valid request of one of the gateway's doors, then changed as bytes, as lines of
+its number alone: a valid request of one of the gateway's APIs, then changed as bytes, as lines of
 its head, or as JSON. Required: every request is answered or its connection is closed, no
 answer is a server error of the gateway, good requests in between are answered rightly, and in the
 end the gateway still runs, holds about as much memory as before, and its log has no traceback.
@@ -74,7 +74,7 @@ class Report:
 
 
 def seeds() -> list[bytes]:
-    """Return a valid request of each door."""
+    """Return a valid request of each API."""
     image = encode(picture(32, 24), "JPEG")
     text = base64.b64encode(image).decode()
     form = b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\n" + image

@@ -25,11 +25,11 @@ from .exchange import FORWARDED, REQUEST_ID, TIMEOUT_HEADER, request_id_of
 from .images import ImageRoutes
 from .live import LiveFigures
 from .metrics import Metrics
+from .middleware import RequestMiddleware
 from .open_inference import OpenInferenceRoutes
 from .open_inference import error_response as open_inference_error
 from .openapi import OpenApiRoutes
 from .problems import ClientDisconnected, Problem
-from .request_gate import RequestGate
 from .rpc import RpcRoutes, connect_error
 from .settings import Settings
 from .stream import StreamRoutes
@@ -122,7 +122,7 @@ def create_app(
     paths = {
         one.app if isinstance(one, Mount) else one.endpoint: one.path for one in reversed(routes)
     }
-    return RequestGate(app, settings, metrics, paths, problem_response)
+    return RequestMiddleware(app, settings, metrics, paths, problem_response)
 
 
 def problem_response(path: str, problem: Problem, request_id: str) -> Response:

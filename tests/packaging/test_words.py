@@ -34,6 +34,7 @@ PROSE = {
     r"timetables?": "deadline policy, completion estimator",
     r"(the|a) shelf": "LRU map",
     r"patience": "timeout",
+    r"doors": "APIs, endpoints",
     r"nobody": "no client, no thread: name the component",
     r"faults? of ours|errors? of ours": "server error",
     r"clear text": "plaintext",

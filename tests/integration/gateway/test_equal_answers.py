@@ -1,4 +1,4 @@
-"""One image through every door: the same vector."""
+"""One image through every API: the same vector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the doors that take images within JSON, each in its protocol's own form."""
+"""Errors of the APIs that take images within JSON, each in its protocol's own form."""
 
 from __future__ import annotations
 

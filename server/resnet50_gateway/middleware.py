@@ -1,4 +1,4 @@
-"""The gate of all requests: limits of their number, headers of responses, metrics, a debug log."""
+"""ASGI middleware of all requests: limits of their number, headers, metrics, a debug log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTENT_SECURITY_POLICY = (
 _NO_RESPONSE = 499
 
 
-class RequestGate:
+class RequestMiddleware:
     """Counts requests and rejects those beyond the limits; adds headers to every response.
 
     Args:
