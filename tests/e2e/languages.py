@@ -38,6 +38,8 @@ GO_LIBRARIES = "/usr/share/gocode"  # of Debian's golang-*-dev packages
 PROGRAMS = ("npm", "go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
 # Unavailable so often, then an answer; gRPC makes up to four attempts.
 UNAVAILABLE = 2
+# Images a second of a token: the second image comes within a pause of 5 s, on a loaded machine too.
+RATE = 0.2
 TIMEOUT_S = 120.0
 
 
@@ -188,7 +190,7 @@ def make_calls(trial: Trial, server: str, guarded: str, folder: Path, token: str
     Args:
         trial: Counts.
         server: Address of a server.
-        guarded: Address of one with TLS and tokens, and a rate of one image a second.
+        guarded: Address of one with TLS and tokens, and a rate of RATE images a second.
         folder: Has the images and the certificate.
         token: Of a caller.
     """
@@ -236,23 +238,28 @@ def make_calls(trial: Trial, server: str, guarded: str, folder: Path, token: str
     trial.check("attempts", attempts == UNAVAILABLE + 1, f"made {attempts} attempts")
 
 
-def start_servers(folder: Path, start: Callable[..., ServerProcess]) -> tuple[str, str, str]:
-    """Start two servers; return their addresses, and a token of the second one."""
+def start_servers(
+    folder: Path, start: Callable[..., ServerProcess]
+) -> tuple[str, str, dict[str, str]]:
+    """Start two servers; return their addresses, and the token of each language for the second."""
     ca = authority()
     (folder / "ca.pem").write_bytes(ca.cert_pem.bytes())
     # Node warns of addresses as names of servers.
     files, tokens = Files(folder, issue(ca, "localhost")), folder / "tokens.toml"
-    command = [sys.executable, "-m", "resnet50_server", "tokens", "new", "app", "--file", tokens]
-    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    made = {}
+    for name in LANGUAGES:
+        command = [sys.executable, "-m", "resnet50_server", "tokens", "new", name, "--file", tokens]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        made[name] = done.stdout.split()[-1]
     variants = ("--variants", "untrained=random:0", "--engine", "torch", "--log-level", "warning")
     server = start(*variants)
     guarded = start(
         *variants,
         *("--tls-cert", str(files.cert), "--tls-key", str(files.key)),
-        *("--tokens-file", str(tokens), "--max-rate-per-caller", "1"),
+        *("--tokens-file", str(tokens), "--max-rate-per-caller", str(RATE)),
     )
     address, secured = (one.wait_until_listening() for one in (server, guarded))
-    return address, secured.replace("127.0.0.1", "localhost"), made.stdout.split()[-1]
+    return address, secured.replace("127.0.0.1", "localhost"), made
 
 
 def main() -> int:
@@ -266,10 +273,10 @@ def main() -> int:
         (folder / "large.bmp").write_bytes(encode(photo_like(1600, 1200), "BMP"))
         (folder / "broken.jpg").write_bytes(b"no image")
         programs = {name: build() for name, build in LANGUAGES.items()}
-        server, guarded, token = start_servers(folder, start)
+        server, guarded, tokens = start_servers(folder, start)
         for name, program in programs.items():
             trial = Trial(name, program)
-            make_calls(trial, server, guarded, folder, token)
+            make_calls(trial, server, guarded, folder, tokens[name])
             print(f"{name}: {trial.checks - len(trial.failures)} of {trial.checks} checks passed")
             failures += trial.failures
     for failure in failures:
