@@ -131,7 +131,7 @@ def main() -> None:
         rows = list(call_blocking(address, images))
         rows += asyncio.run(call_at_once(address, images))
     table = Table(title=f"Answers of {variant}", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for heading in ("client", "call", "image", "answer", "ms", "of it server", "batch"):
+    for heading in ("client", "call", "image", "answer", "ms", "server ms", "batch"):
         table.add_column(heading, no_wrap=True)
     for row in rows:
         times = (f"{row.ms:.1f}", f"{row.server_ms:.1f}", str(row.batch_size))

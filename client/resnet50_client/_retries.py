@@ -33,7 +33,8 @@ class RetryPolicy:
             time. Pauses have a jitter of 20%, so that clients do not retry simultaneously.
         max_backoff_s: Maximum pause in seconds.
         overload_attempts: Maximum attempts while servers are overloaded (RESOURCE_EXHAUSTED), each
-            after the server's retry delay. 1, the default: no retries, because they add load.
+            after the server's retry delay; an error without one, e.g. of a proxy, is not retried.
+            1, the default: no retries, because they add load.
 
     Raises:
         ValueError: A value is out of range.
