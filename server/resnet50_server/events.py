@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -140,10 +141,9 @@ class CompositeEvents(ServerEvents):
     """
 
     def __init__(self, listeners: Iterable[ServerEvents] = ()) -> None:
-        # By event: the names and the bound methods of the listeners that receive it.
-        self._receivers: dict[str, list[tuple[str, Callable[..., None]]]] = {
-            event: [] for event in EVENTS
-        }
+        # By event: the names and the bound methods of the listeners that receive it. An event that
+        # none receives keeps the method that does nothing.
+        self._receivers: dict[str, list[tuple[str, Callable[..., None]]]] = {}
         self.errors: dict[str, int] = {}
         for listener in listeners:
             self.add(listener)
@@ -152,37 +152,11 @@ class CompositeEvents(ServerEvents):
         """Deliver all events from now on to one more listener."""
         name = type(listener).__name__
         self.errors.setdefault(name, 0)
-        for event, receivers in self._receivers.items():
+        for event in EVENTS:
             if getattr(type(listener), event) is not getattr(ServerEvents, event):
+                receivers = self._receivers.setdefault(event, [])
                 receivers.append((name, getattr(listener, event)))
-
-    def call_started(self, context: RequestContext) -> None:
-        """Deliver it to all."""
-        self._deliver("call_started", context)
-
-    def call_ended(self, context: RequestContext, code: str, error: Exception | None) -> None:
-        """Deliver it to all."""
-        self._deliver("call_ended", context, code, error)
-
-    def cancelled(self, context: RequestContext, stage: CancelStage) -> None:
-        """Deliver it to all."""
-        self._deliver("cancelled", context, stage)
-
-    def image_answered(self, image: ImageEvent) -> None:
-        """Deliver it to all."""
-        self._deliver("image_answered", image)
-
-    def image_refused(self, context: RequestContext, error: Exception) -> None:
-        """Deliver it to all."""
-        self._deliver("image_refused", context, error)
-
-    def frame_dropped(self, context: RequestContext) -> None:
-        """Deliver it to all."""
-        self._deliver("frame_dropped", context)
-
-    def batch_ended(self, batch: BatchEvent) -> None:
-        """Deliver it to all."""
-        self._deliver("batch_ended", batch)
+                setattr(self, event, partial(self._deliver, event))
 
     def _deliver(self, event: str, *values: Any) -> None:
         for name, receive in self._receivers[event]:

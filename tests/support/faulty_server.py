@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import dataclasses
 import logging
 import sys
 import threading
@@ -133,7 +132,7 @@ def in_variant(name: str) -> None:
             def run(*batch):
                 output = compute(*batch)
                 nan = np.full_like(output.probabilities, np.nan)
-                return dataclasses.replace(output, probabilities=nan)
+                return output._replace(probabilities=nan)
 
             engine.run = run
         return add(scheduler, named, engine, *arguments)

@@ -38,7 +38,7 @@ async def ordered(
     start: Callable[[Frame], Awaitable[Pending[Reply]]],
     write: Write[Reply],
     window: int,
-    slots_of: Callable[[Frame], int] = lambda _: 1,
+    slots_of: Callable[[Frame], int] | None = None,
 ) -> None:
     """Answer every frame, in order.
 
@@ -48,7 +48,7 @@ async def ordered(
         write: Sends a response; waits while the client takes none.
         window: Maximum of frames in flight.
         slots_of: Returns how many of them a frame counts for, as its response is that much larger;
-            one that exceeds the window is in flight alone.
+            one that exceeds the window is in flight alone. None for one each.
 
     Raises:
         Exception: From `frames` or a frame, after all earlier frames have been answered.
@@ -61,7 +61,7 @@ async def ordered(
         nonlocal free, ended
         try:
             async for frame in frames:
-                slots = max(1, min(slots_of(frame), window))
+                slots = 1 if slots_of is None else max(1, min(slots_of(frame), window))
                 while free < slots:
                     freed.clear()
                     await freed.wait()

@@ -157,7 +157,8 @@ class RpcGuard:
                 if not handler.request_streaming:
                     self._admission.check(call.caller.name, bulk=call.bulk)
                     requests = await self._read_request(call)
-                with self._admission.admit(call.caller.name, bulk=call.bulk) as call.permit:
+                permit = self._admission.admit(call.caller.name, call.message_bytes, bulk=call.bulk)
+                with permit as call.permit:
                     response = await method(requests, call if pass_call else context)
                     content = serialize(response)
                 code = "OK"

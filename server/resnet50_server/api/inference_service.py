@@ -11,7 +11,6 @@ from typing import Any
 
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_server.errors import InvalidRequest, ShuttingDown
-from resnet50_server.images.source import size_bytes
 from resnet50_server.inference.pipeline import Pipeline
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.rollout.router import TrafficRouter
@@ -23,7 +22,7 @@ from .image_batch import ImageBatch
 from .image_source import parse_image, transform_digest
 from .stream_reader import MessageReader, StreamReader
 from .task_cache import TaskCache, TaskType
-from .tasks import ClassifyTask, EmbedTask, Options, Task, wants_embedding
+from .tasks import ClassifyTask, EmbedTask, Options, Task
 from .upload import Part, Upload
 
 
@@ -159,13 +158,14 @@ class InferenceServicer:
         call: Call,
     ) -> Any:
         started = time.perf_counter()
-        task = self._task(task_type, options, call, (transform_digest(message),))
-        with task.variant.in_use():
+        task = self._task(task_type, options, call, map(transform_digest, (message,)))
+        task.variant.acquire()
+        try:
             image = parse_image(message, self._pipeline.limits)
-            assert call.permit is not None  # set by the guard
-            call.permit.add_bytes(size_bytes(image))
             inference = self._router.instrument(task.inference, call, image)
             result = await self._pipeline.infer(image, inference, call)
+        finally:
+            task.variant.release()
         return task.response(result, self._pipeline.record(inference, call, result, started))
 
     async def _batch(self, request: Any, task_type: TaskType, call: Call) -> Any:
@@ -179,8 +179,6 @@ class InferenceServicer:
         digests = map(transform_digest, request.images)
         task = self._task(task_type, request.options, call, digests)
         with task.variant.in_use():
-            assert call.permit is not None  # set by the guard
-            call.permit.add_bytes(call.message_bytes)
             response = task.batch_response(len(request.images))
             outcomes = [response.results.add() for _ in request.images]
             images = zip(request.images, outcomes, strict=True)
@@ -228,10 +226,12 @@ class InferenceServicer:
         transform_digests: Iterable[str] = (),
     ) -> Task:
         """Return the checked options of a call for the variant that computes it."""
+        requested = self._variants.find(options.variant)
+        task = self._tasks.get(task_type, options, requested)
         variant = self._router.resolve(
             call,
-            self._variants.find(options.variant),
-            with_embedding=wants_embedding(options),
+            requested,
+            with_embedding=task.inference.with_embedding,
             transform_digests=transform_digests,
         )
-        return self._tasks.get(task_type, options, variant)
+        return task if variant is requested else self._tasks.get(task_type, options, variant)

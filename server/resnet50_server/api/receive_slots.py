@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ class _Arriving:
     """A call whose message has not arrived.
 
     Attributes:
+        caller: The caller's name.
         task: Waits for it.
         ends: When it times out, in loop time.
         reading: Whether it has a slot.
@@ -33,6 +35,7 @@ class _Arriving:
         replaced: Whether it was cancelled in favour of another caller.
     """
 
+    caller: str
     task: asyncio.Task[Any]
     ends: float
     reading: bool = False
@@ -80,14 +83,13 @@ class ReceiveSlots:
                 bytes_per_caller=sys.maxsize,
             )
         )
-        self._arriving: dict[str, dict[_Arriving, None]] = {}
-        self._count = 0
+        self._arriving: dict[_Arriving, None] = {}  # in their order
         # One timer for all calls, due when the first of them times out, or before.
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._arriving)
 
     async def read(self, caller: str, read: Callable[[], Awaitable[Any]]) -> Any:
         """Return the message of a call.
@@ -100,10 +102,13 @@ class ReceiveSlots:
             Overloaded: The server waits for too many messages.
             Stalled: It takes too long to arrive.
         """
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
-        arriving = _Arriving(task, loop.time() + self.timeout_s)
-        self._add(caller, arriving)
+        if len(self._arriving) >= self._max_calls:
+            self._replace_oldest(caller)
+        arriving = _Arriving(caller, task, loop.time() + self.timeout_s)
+        self._arriving[arriving] = None
         if arriving.ends < self._timer_at:
             self._set_timer(loop, arriving.ends)
         try:
@@ -128,32 +133,21 @@ class ReceiveSlots:
                 ) from None
             raise
         finally:
-            self._remove(caller, arriving)
+            self._arriving.pop(arriving, None)
 
-    def _add(self, caller: str, arriving: _Arriving) -> None:
-        mine = self._arriving.get(caller, {})
-        if self._count >= self._max_calls:
-            most = max(self._arriving, key=lambda name: len(self._arriving[name]))
-            if len(self._arriving[most]) <= len(mine):
-                raise self._overloaded(
-                    f"max_requests ({self._max_calls}): as many calls wait for their message,"
-                    f" {len(mine)} of them of {caller}"
-                )
-            oldest = next(iter(self._arriving[most]))
-            oldest.replaced = True
-            oldest.task.cancel()
-            self._remove(most, oldest)
-        self._arriving.setdefault(caller, mine)[arriving] = None
-        self._count += 1
-
-    def _remove(self, caller: str, arriving: _Arriving) -> None:
-        mine = self._arriving.get(caller)
-        if mine is None or arriving not in mine:
-            return
-        del mine[arriving]
-        self._count -= 1
-        if not mine:
-            del self._arriving[caller]
+    def _replace_oldest(self, caller: str) -> None:
+        """Cancel the oldest call of the caller with the most, in favour of another caller."""
+        counts = Counter(arriving.caller for arriving in self._arriving)
+        most = max(counts, key=lambda name: counts[name])
+        if counts[most] <= counts[caller]:
+            raise self._overloaded(
+                f"max_requests ({self._max_calls}): as many calls wait for their message,"
+                f" {counts[caller]} of them of {caller}"
+            )
+        oldest = next(arriving for arriving in self._arriving if arriving.caller == most)
+        del self._arriving[oldest]
+        oldest.replaced = True
+        oldest.task.cancel()
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop, ends: float) -> None:
         if self._timer is not None:
@@ -165,7 +159,7 @@ class ReceiveSlots:
         """Cancel the calls that have timed out, and wait for the next one."""
         self._timer, self._timer_at = None, math.inf
         in_time = math.inf
-        for arriving in [each for mine in self._arriving.values() for each in mine]:
+        for arriving in list(self._arriving):
             if arriving.ends > loop.time() + TIMER_SLACK_S:
                 in_time = min(in_time, arriving.ends)
             elif not arriving.late:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,6 @@ class SendBuffer:
         # Not for each response by itself: cancelling many at once is cheaper.
         self._poll_interval_s = timeout_s / 10
         self._unsent: dict[_Task, _Unsent] = {}
-        self._of_callers: dict[str, dict[_Task, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.bytes = 0
 
@@ -74,13 +74,13 @@ class SendBuffer:
             caller: The caller's name.
             length: The response's bytes.
         """
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None
         if task in self._unsent:
             return
         unsent = _Unsent(caller, length + CALL_BYTES, loop.time())
         self._unsent[task] = unsent
-        self._of_callers.setdefault(caller, {})[task] = unsent.size
         self.bytes += unsent.size
         # Not the gRPC context's callback, which would be in a reference cycle with the context.
         task.add_done_callback(self._remove)
@@ -99,22 +99,22 @@ class SendBuffer:
         if unsent is None:
             return
         self.bytes -= unsent.size
-        mine = self._of_callers[unsent.caller]
-        del mine[task]
-        if not mine:
-            del self._of_callers[unsent.caller]
 
     def _shrink(self, latest: _Task) -> None:
         """Cancel the oldest responses of the callers with the most, down to `KEPT_SHARE`."""
-        sizes = {caller: sum(tasks.values()) for caller, tasks in self._of_callers.items()}
-        oldest = {caller: iter(tasks.items()) for caller, tasks in self._of_callers.items()}
+        sizes: Counter[str] = Counter()
+        oldest: dict[str, deque[_Task]] = {}
+        for task, unsent in self._unsent.items():  # the oldest first
+            sizes[unsent.caller] += unsent.size
+            if task is not latest:  # not given to gRPC yet
+                oldest.setdefault(unsent.caller, deque()).append(task)
         too_many, excess = [], self.bytes - int(KEPT_SHARE * self._max_bytes)
-        while excess > 0 and sizes:
-            greediest = max(sizes, key=lambda caller: sizes[caller])
-            task, size = next(oldest[greediest], (None, 0))
-            if task is None or task is latest:  # not given to gRPC yet
-                del sizes[greediest]
-                continue
+        while excess > 0 and oldest:
+            greediest = max(oldest, key=lambda caller: sizes[caller])
+            task = oldest[greediest].popleft()
+            if not oldest[greediest]:
+                del oldest[greediest]
+            size = self._unsent[task].size
             sizes[greediest] -= size
             excess -= size
             too_many.append(task)

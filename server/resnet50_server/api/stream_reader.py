@@ -49,8 +49,12 @@ class MessageReader:
         """
         if self._stopped is not None:
             raise self._stopped
-        self._reading = asyncio.current_task()
-        self._restart_idle_timer()
+        loop = asyncio.get_running_loop()
+        self._reading = asyncio.current_task(loop)
+        # One timer measures the pauses of a stream, whatever its frame rate.
+        self._idle_since = loop.time()
+        if self._idle_timeout_s and self._timer is None:
+            self._timer = loop.call_later(self._idle_timeout_s, self._check_idle)
         try:
             return await self._read()
         except asyncio.CancelledError:
@@ -59,13 +63,6 @@ class MessageReader:
             raise
         finally:
             self._reading = None
-
-    def _restart_idle_timer(self) -> None:
-        """Measure the pause from now on, with one timer per stream whatever its frame rate."""
-        loop = asyncio.get_running_loop()
-        self._idle_since = loop.time()
-        if self._idle_timeout_s and self._timer is None:
-            self._timer = loop.call_later(self._idle_timeout_s, self._check_idle)
 
     def _check_idle(self) -> None:
         loop = asyncio.get_running_loop()

@@ -64,11 +64,17 @@ class Task(ABC):
 
     def response(self, result: Result, image: ImageEvent) -> Any:
         """Return the response to a request about one image."""
-        return self._filled(self.Response(), result, image)
+        response = self.Response()
+        response.variant.CopyFrom(self._reference)
+        self.fill_outcome(response, result, image)
+        return response
 
     def frame_response(self, frame_id: int, result: Result, image: ImageEvent) -> Any:
         """Return the response to a frame."""
-        return self._filled(self.FrameResponse(frame_id=frame_id), result, image)
+        response = self.FrameResponse(frame_id=frame_id)
+        response.variant.CopyFrom(self._reference)
+        self.fill_outcome(response, result, image)
+        return response
 
     def batch_response(self, images: int) -> Any:
         """Return the response to several images, without their results.
@@ -91,7 +97,13 @@ class Task(ABC):
 
     def fill_outcome(self, outcome: Any, result: Result, image: ImageEvent) -> None:
         """Write a result, and where its time went, into an empty message that has both."""
-        _set_timing(outcome.timing, image)
+        timing = outcome.timing
+        timing.decode_us = int(image.decode_s * 1e6)
+        timing.queue_us = int(image.queue_s * 1e6)
+        timing.compute_us = int(image.compute_s * 1e6)
+        timing.total_us = int(image.total_s * 1e6)
+        timing.batch_size = image.batch_size
+        timing.cache = _CACHE_USES[image.cache]
         if result.warnings:
             outcome.image_warnings.extend(result.warnings)
         message = getattr(outcome, self.field)
@@ -121,11 +133,6 @@ class Task(ABC):
         """
         latest = (variant or self.variant).latest()
         return self if latest is self.variant else type(self)(self.options, latest)  # type: ignore[call-arg]
-
-    def _filled(self, response: Any, result: Result, image: ImageEvent) -> Any:
-        response.variant.CopyFrom(self._reference)
-        self.fill_outcome(response, result, image)
-        return response
 
 
 class ClassifyTask(Task):
@@ -161,12 +168,14 @@ class ClassifyTask(Task):
 
     def fill(self, message: result_pb2.Classification, result: Result) -> None:
         """Write the categories, and the embedding if asked for."""
-        labels = self.variant.spec.categories
+        labels, thresholds = self.variant.spec.categories, self._thresholds
+        least = self._min_probability
         add = message.categories.add  # in place: a message made before would be copied
         for index, probability in zip(
             result.indices.tolist(), result.probabilities.tolist(), strict=True
         ):
-            least = self._thresholds[index] if self._thresholds else self._min_probability
+            if thresholds:
+                least = thresholds[index]
             if probability >= least:
                 add(index=index, label=labels[index], probability=probability)
         if self.inference.with_embedding:
@@ -203,20 +212,6 @@ class EmbedTask(Task):
     def fill(self, message: result_pb2.Embedding, result: Result) -> None:
         """Write the embedding."""
         _fill_embedding(message, result, self.variant, self.options)
-
-
-def wants_embedding(options: Options) -> bool:
-    """Return whether options ask for the embedding."""
-    return isinstance(options, inference_pb2.EmbedOptions) or bool(options.include_embedding)
-
-
-def _set_timing(timing: result_pb2.Timing, image: ImageEvent) -> None:
-    timing.decode_us = int(image.decode_s * 1e6)
-    timing.queue_us = int(image.queue_s * 1e6)
-    timing.compute_us = int(image.compute_s * 1e6)
-    timing.total_us = int(image.total_s * 1e6)
-    timing.batch_size = image.batch_size
-    timing.cache = _CACHE_USES[image.cache]
 
 
 def _top_k(asked: int, variant: LoadedVariant) -> int:

@@ -9,9 +9,10 @@ from resnet50_server.context import RequestContext, limit_for
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
 
 from .batch import BatchPolicy, InFlightBatch
+from .failures import deadline_error
 from .fair_queue import BulkWeight, virtual_deadline
 from .latency import JitterMargin
-from .queue import TIMER_SLACK_S, VariantQueue, deadline_error
+from .queue import TIMER_SLACK_S, VariantQueue
 from .retry import RetryQueue
 
 
@@ -114,6 +115,8 @@ class DeadlinePolicy:
         if context.deadline is not None:
             return
         longest_s = self._policy.max_queue_wait_s
+        if self._wait_s(queue, queue.accepted, now) <= longest_s:
+            return  # whatever its place
         due = virtual_deadline(now, None)
         wait_s = self._wait_s(queue, queue.count_before(due, bulk), now)
         if wait_s > longest_s:

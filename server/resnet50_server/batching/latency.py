@@ -53,7 +53,8 @@ class LatencyModel:
         self._keep = 1.0 - 1.0 / memory
         self._steady = steady
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._weight = self._b = self._t = self._bb = self._bt = 0.0
+        # Of sizes and durations: means, the sizes' variance, and their covariance; weighted.
+        self._weight = self._size = self._s = self._variance = self._covariance = 0.0
         self._largest = 0
 
     @property
@@ -72,26 +73,28 @@ class LatencyModel:
         counts as `CLIP` times the expected; a device that became slower is learned all the same.
         """
         size, keep = self._padded(images), self._keep
+        expected_s = self.alpha_s + self.beta_s * size
         self._recent.append(duration_s)
-        if self._weight >= CLIP_AFTER:
+        if duration_s > CLIP * expected_s and self._weight >= CLIP_AFTER:
             duration_s = min(duration_s, CLIP * self._longest_s(size))
-        if self._steady and duration_s < FAST * (self.alpha_s + self.beta_s * size):
+        if self._steady and duration_s < FAST * expected_s:
             keep = KEPT_WHEN_FAST
         self._largest = max(self._largest, size)
         self._weight = weight = keep * self._weight + 1.0
-        self._b = keep * self._b + size
-        self._t = keep * self._t + duration_s
-        self._bb = keep * self._bb + size * size
-        self._bt = keep * self._bt + size * duration_s
-        mean_b, mean_t = self._b / weight, self._t / weight
-        spread = self._bb / weight - mean_b * mean_b
-        if spread > 1e-9 * max(1.0, mean_b * mean_b):
-            self.beta_s = max(0.0, (self._bt / weight - mean_b * mean_t) / spread)
+        # By West's update, which needs no sums of squares.
+        off_size, off_s, kept = size - self._size, duration_s - self._s, 1.0 - 1.0 / weight
+        self._size = mean = self._size + off_size / weight
+        self._s += off_s / weight
+        self._variance = kept * (self._variance + off_size * off_size / weight)
+        self._covariance = kept * (self._covariance + off_size * off_s / weight)
+        if self._variance > 1e-9 * mean * mean:
+            self.beta_s = max(0.0, self._covariance / self._variance)
         # Otherwise all sizes but one are forgotten, and the slope stays as it was.
-        self.alpha_s = mean_t - self.beta_s * mean_b
+        self.alpha_s = self._s - self.beta_s * mean
         if self.alpha_s < 0.0:
             # The best line through the origin.
-            self.alpha_s, self.beta_s = 0.0, self._bt / self._bb
+            self.alpha_s = 0.0
+            self.beta_s = (self._covariance + mean * self._s) / (self._variance + mean * mean)
 
     def batch_s(self, images: int) -> float:
         """Return how long one batch of `images` images takes, in seconds."""

@@ -27,7 +27,8 @@ from resnet50_server.errors import DoesNotFit, EngineFailed
 from resnet50_server.runtime.fatal import DeviceLost
 from resnet50_server.runtime.tracebacks import clear_tracebacks
 
-from .queue import PendingRequest, VariantQueue, fail_pending
+from .failures import fail_pending
+from .queue import PendingRequest, VariantQueue
 
 if TYPE_CHECKING:
     from .batch import InFlightBatch

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,7 @@ Images: TypeAlias = list[NDArray[np.uint8]]
 """Decoded images: uint8 [height, width, 3] each, RGB, of one size; some are read-only views."""
 
 
-@dataclass(frozen=True)
-class BatchOutput:
+class BatchOutput(NamedTuple):
     """Output of an engine for a batch of N images.
 
     Attributes:

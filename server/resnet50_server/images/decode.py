@@ -29,7 +29,7 @@ from .pixel_budget import Reserve, unbounded
 from .png import scale_transparency
 from .preprocessed import preprocessed_pixels
 from .raw import raw_to_rgb
-from .resize import central_crop, resize_and_crop, resizes_part
+from .resize import resize_and_crop, resizes_part
 from .source import ImageWarning, PixelFormat, PreprocessedImage, RawImage, Source
 from .transform import Transform
 
@@ -77,18 +77,19 @@ def pixels_without_decoding(source: Source, transform: Transform) -> NDArray[np.
         return None
     if isinstance(source, PreprocessedImage):
         return preprocessed_pixels(source, transform)
-    size = source.height, source.width
+    height, width = source.height, source.width
     if (
-        source.height * source.width > MAX_INLINE_PIXELS
+        height * width > MAX_INLINE_PIXELS
         or source.pixel_format not in (PixelFormat.RGB, PixelFormat.GRAY)
-        or transform.resized(*size) != size
-        or transform.needs_padding(*size)
+        or (crop := transform.only_crop(height, width)) is None
     ):
         return None
-    rgb = raw_to_rgb(source, size)
-    if source.pixel_format == PixelFormat.RGB:
-        return central_crop(rgb, transform)
-    return resize_and_crop(rgb, transform)  # a copy: grey pixels have become three times as many
+    rgb = raw_to_rgb(source, (height, width))
+    cropped = rgb[crop]
+    if source.pixel_format == PixelFormat.RGB and cropped.shape[:2] == transform.input_size:
+        return cropped
+    # A copy: it is padded, or grey pixels have become three times as many.
+    return resize_and_crop(rgb, transform)
 
 
 def decode(

@@ -231,22 +231,6 @@ def resize_and_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[
     return np.array(pixels, order="C")
 
 
-def central_crop(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
-    """Return the crop of pixels that are not resized; a view, unless they are padded.
-
-    Args:
-        pixels: uint8 [height, width, 3].
-        transform: Which geometry.
-
-    Returns:
-        uint8 [height, width, 3] of `transform.input_size`.
-    """
-    size = height, width = transform.input_size
-    top, left = transform.crop_origin(*pixels.shape[:2])
-    cropped = pixels[max(0, top) : top + height, max(0, left) : left + width]
-    return cropped if cropped.shape[:2] == size else _centred(cropped, size, transform.fill)
-
-
 def _pad_and_resize(pixels: NDArray[np.uint8], transform: Transform) -> NDArray[np.uint8]:
     """Pad to a square and resize.
 

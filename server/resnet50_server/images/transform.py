@@ -17,6 +17,8 @@ ChannelOrder = Literal["RGB", "BGR"]
 # Methods that exist without antialiasing too; that of the others is a part of them.
 ANTIALIAS_OPTIONAL = ("bilinear", "bicubic")
 MAX_CROP, MAX_RESIZE = 4096, 8192
+# Of images whose crop is remembered.
+KNOWN_SIZES = 256
 # Counted up with each release that makes other pixels by the same numbers.
 _PIXELS_VERSION = 1
 
@@ -142,6 +144,31 @@ class Transform:
         """
         crop_height, crop_width = self.input_size
         return _centred(height, crop_height), _centred(width, crop_width)
+
+    def only_crop(self, height: int, width: int) -> tuple[slice, slice] | None:
+        """Return the rows and columns that the crop keeps of an image that is not resized.
+
+        Fewer than the crop has if the image is smaller; None if images of this size are resized, or
+        padded to a square.
+        """
+        size, known = (height, width), self._only_crops
+        if size not in known:
+            if len(known) >= KNOWN_SIZES:
+                known.clear()
+            known[size] = self._only_crop(size)
+        return known[size]
+
+    @cached_property
+    def _only_crops(self) -> dict[tuple[int, int], tuple[slice, slice] | None]:
+        """What `only_crop` returned, by the size: cameras send one size again and again."""
+        return {}
+
+    def _only_crop(self, size: tuple[int, int]) -> tuple[slice, slice] | None:
+        if self.resized(*size) != size or self.needs_padding(*size):
+            return None
+        rows, columns = self.input_size
+        top, left = self.crop_origin(*size)
+        return slice(max(0, top), top + rows), slice(max(0, left), left + columns)
 
     def affine(self) -> tuple[list[float], list[float]]:
         """Return scale and shift of red, green and blue: pixel * scale + shift is normalized."""

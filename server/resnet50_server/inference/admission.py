@@ -42,6 +42,7 @@ class Admission:
         self.draining = False
         self.refused_while_draining = 0
         self._quotas = Quotas(limits, clock)
+        self._rated = limits.rate_per_caller > 0
         self._queue = AdmissionQueue()
         # The bytes of the single request that capacity is reserved for; None if it is not.
         self._reserved: int | None = None
@@ -91,7 +92,7 @@ class Admission:
         if self._queue.waiting:
             self._frames_turn = True
             self._cancel_reservation()
-        return self._grant(caller, usage, length, bulk)
+        return Permit(self, caller, usage, bulk, length)
 
     def try_acquire(self, caller: str, length: int = 0, *, bulk: bool = False) -> Permit | None:
         """Return what `acquire` does if it does not have to wait, else None.
@@ -103,13 +104,11 @@ class Admission:
             raise self._closed()
         quotas = self._quotas
         usage = quotas.of(caller)
-        if (
-            self._queue.waiting
-            or quotas.exceeded(usage, length, bulk)
-            or quotas.rate_delay_s(usage)
-        ):
+        if self._queue.waiting or quotas.exceeded(usage, length, bulk):
             return None
-        return self._grant(caller, usage, length, bulk)
+        if self._rated and quotas.rate_delay_s(usage):
+            return None
+        return Permit(self, caller, usage, bulk, length)
 
     async def acquire(self, caller: str, length: int = 0, *, bulk: bool = False) -> Permit:
         """Return a permit for one frame as soon as there is capacity.
@@ -195,7 +194,7 @@ class Admission:
         usage = quotas.of(caller)
         if (limit := quotas.exceeded(usage, length, bulk, reserved_bytes)) is not None:
             self._refuse(limit, caller, usage, length, bulk)
-        if delay_s := quotas.rate_delay_s(usage):
+        if self._rated and (delay_s := quotas.rate_delay_s(usage)):
             raise Overloaded(
                 "max_rate_per_caller",
                 f"max_rate_per_caller ({self.limits.rate_per_caller:g} images/s): {caller} sends"
@@ -210,10 +209,6 @@ class Admission:
             self._reserve(length)
         raise self._quotas.overloaded(limit, caller, usage, bulk=bulk, waiting=self.waiting)
 
-    def _grant(self, caller: str, usage: Usage, length: int, bulk: bool) -> Permit:
-        self._quotas.add_request(caller, usage, length)
-        return Permit(self, caller, usage, bulk, length)
-
     def _add_bytes(self, caller: str, usage: Usage, bulk: bool, length: int, counted: int) -> None:
         limit = self._quotas.exceeded_bytes(usage, length, bulk, counted)
         if limit is not None:
@@ -224,13 +219,6 @@ class Admission:
         limit = self._quotas.exceeded_as_bulk(usage, length)
         if limit is not None:
             raise self._quotas.overloaded(limit, caller, usage, bulk=True, waiting=self.waiting)
-
-    def _release(self, caller: str, usage: Usage, length: int) -> None:
-        """Count an image no longer; admit waiting frames in its place."""
-        self._quotas.remove_request(caller, usage, length)
-        if self._queue.waiting:
-            self._queue.resume(caller)
-            self._admit_waiting()
 
     def _admit_waiting(self) -> None:
         """Admit waiting frames as far as there is capacity."""
@@ -257,13 +245,13 @@ class Admission:
                 self._queue.pop(waiter)
                 if not waiter.admitted.done():
                     self._frames_turn = False
-                    permit = self._grant(waiter.caller, usage, waiter.length, bulk)
+                    permit = Permit(self, waiter.caller, usage, bulk, waiter.length)
                     waiter.admitted.set_result(permit)
                 return True
         return False
 
     def _resume(self, caller: str) -> None:
-        """Admit a caller's frames again once its rate allows one."""
+        """Admit a caller's frames again: its own limits may allow one now."""
         self._queue.resume(caller)
         self._admit_waiting()
 
@@ -292,7 +280,7 @@ class Admission:
 
 
 class Permit:
-    """Permission for one image to be in flight; made by `Admission`."""
+    """Permission for one image to be in flight, which it counts; made by `Admission`."""
 
     __slots__ = ("_admission", "_bulk", "_bytes", "_caller", "_usage")
 
@@ -304,6 +292,7 @@ class Permit:
         self._usage = usage
         self._bulk = bulk
         self._bytes = length
+        admission._quotas.add_request(caller, usage, length)
 
     def add_bytes(self, length: int) -> None:
         """Count more bytes of the image.
@@ -325,8 +314,11 @@ class Permit:
             self._bulk = True
 
     def release(self, *_: object) -> None:
-        """Count the image no longer; once."""
-        self._admission._release(self._caller, self._usage, self._bytes)
+        """Count the image no longer, and admit waiting frames in its place; once."""
+        admission = self._admission
+        admission._quotas.remove_request(self._caller, self._usage, self._bytes)
+        if admission._queue.waiting:
+            admission._resume(self._caller)
 
     def __enter__(self) -> Permit:
         return self

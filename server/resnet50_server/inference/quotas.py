@@ -180,6 +180,8 @@ class Quotas:
             return "max_requests"
         if usage.requests >= limits.requests_per_caller:
             return "max_requests_per_caller"
+        if not length and not reserved_bytes:
+            return None  # its bytes are counted, or will be
         return self.exceeded_bytes(usage, length, bulk, reserved_bytes=reserved_bytes)
 
     def exceeded_bytes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -38,23 +38,6 @@ class LoadProgress:
     def elapsed_s(self) -> float:
         """Seconds since the load began."""
         return time.monotonic() - self.started
-
-
-class _InUse(AbstractContextManager[None]):
-    """Counts an image of a variant during a `with` block, of which there may be several at once.
-
-    Args:
-        variant: The variant.
-    """
-
-    def __init__(self, variant: LoadedVariant) -> None:
-        self._variant = variant
-
-    def __enter__(self) -> None:
-        self._variant.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._variant.release()
 
 
 @dataclass(eq=False)
@@ -91,10 +74,6 @@ class LoadedVariant:
     replaced_by: LoadedVariant | None = None
     last_used: float = field(default_factory=time.monotonic)
     streams: set[Callable[[ServingError], None]] = field(default_factory=set)
-    _in_use: _InUse = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._in_use = _InUse(self)
 
     def acquire(self) -> None:
         """Count an image until `release`."""
@@ -105,9 +84,14 @@ class LoadedVariant:
         """End what `acquire` began."""
         self.requests -= 1
 
-    def in_use(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
         """Count an image while the `with` block runs."""
-        return self._in_use
+        self.acquire()
+        try:
+            yield
+        finally:
+            self.release()
 
     @contextmanager
     def receiving(self) -> Iterator[None]:

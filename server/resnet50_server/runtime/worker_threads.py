@@ -79,7 +79,8 @@ class WorkerThreads:
             call: The function to run.
             callback: Gets the result of the call, or None and the exception. Must not raise.
         """
-        self._loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
         self._calls.put((call, callback))
 
     def submit(self, call: Callable[[], Result]) -> asyncio.Future[Result]:

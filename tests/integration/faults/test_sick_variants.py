@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -58,7 +57,7 @@ class Sick:
         if self._fault is not None:
             raise self._fault
         output = self._run(*arguments)
-        return replace(output, probabilities=np.full_like(output.probabilities, np.nan))
+        return output._replace(probabilities=np.full_like(output.probabilities, np.nan))
 
 
 def engine_of(server, name: str) -> Engine:

@@ -72,14 +72,15 @@ async def test_full_server_refuses_before_the_request_is_sent(limit):
 
 @pytest.mark.parametrize("limit", ["max_request_bytes", "max_request_bytes_per_caller"])
 async def test_bytes_inside_are_counted_and_come_back(limit):
-    async with busy(**{limit: len(PNG) + 1}) as server, connected(server) as channel:
+    length = REQUEST.ByteSize()
+    async with busy(**{limit: length + 1}) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         inside = asyncio.ensure_future(stub.Classify(REQUEST))
-        await until(lambda: server.snapshot().bytes == len(PNG))
+        await until(lambda: server.snapshot().bytes == length)
         with pytest.raises(grpc.RpcError) as refused:
             await stub.Classify(REQUEST)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert f"{limit} ({len(PNG) + 1}): {len(PNG)} bytes of images" in refused.value.details()
+        assert f"{limit} ({length + 1}): {length} bytes of images" in refused.value.details()
         assert retry_delay_s(refused.value) > 0
         inside.cancel()
         await until(lambda: server.snapshot().requests == server.snapshot().bytes == 0)

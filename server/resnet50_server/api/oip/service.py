@@ -214,9 +214,7 @@ class OipServicer:
         requested = self._requested(request)
         tensor = parse_input(request, self._limits.max_images_per_call)
         outputs = parse_outputs(request, requested.spec, tensor.count)
-        assert call.permit is not None  # set by the guard
-        # Before the tensor waits for a thread to convert it; the variant may be replaced meanwhile.
-        call.permit.add_bytes(call.message_bytes)
+        # The tensor waits for a thread to convert it, and the variant may be replaced meanwhile.
         with requested.in_use():
             images = await self._images(tensor, requested, call)
         variant = self._router.resolve(
