@@ -22,7 +22,7 @@ from .image_batch import ImageBatch
 from .image_source import parse_image, transform_digest
 from .stream_reader import MessageReader, StreamReader
 from .task_cache import TaskCache, TaskType
-from .tasks import ClassifyTask, EmbedTask, Options, Task
+from .tasks import ClassifyTask, EmbedTask, Options, Task, wants_embedding
 from .upload import Part, Upload
 
 
@@ -226,12 +226,10 @@ class InferenceServicer:
         transform_digests: Iterable[str] = (),
     ) -> Task:
         """Return the checked options of a call for the variant that computes it."""
-        requested = self._variants.find(options.variant)
-        task = self._tasks.get(task_type, options, requested)
         variant = self._router.resolve(
             call,
-            requested,
-            with_embedding=task.inference.with_embedding,
+            self._variants.find(options.variant),
+            with_embedding=wants_embedding(options),
             transform_digests=transform_digests,
         )
-        return task if variant is requested else self._tasks.get(task_type, options, variant)
+        return self._tasks.get(task_type, options, variant)

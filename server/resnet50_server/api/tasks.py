@@ -214,6 +214,11 @@ class EmbedTask(Task):
         _fill_embedding(message, result, self.variant, self.options)
 
 
+def wants_embedding(options: Options) -> bool:
+    """Return whether options ask for the embedding."""
+    return isinstance(options, inference_pb2.EmbedOptions) or bool(options.include_embedding)
+
+
 def _top_k(asked: int, variant: LoadedVariant) -> int:
     count = len(variant.spec.categories)
     if asked > count:

@@ -46,7 +46,8 @@ async def test_gauges_show_queues_and_streams_at_scrape_time():
             age_s = found.one("resnet50_queue_age_seconds", variant=V2)
             assert 0 < age_s <= asyncio.get_running_loop().time() - oldest
             assert found.one("resnet50_in_flight_requests") == 4
-            assert found.one("resnet50_in_flight_bytes") == 4 * len(JPEG)
+            in_flight = found.one("resnet50_in_flight_bytes")
+            assert 4 * len(JPEG) < in_flight < 4 * (len(JPEG) + 100)  # with their messages
             assert found.one("resnet50_open_streams") == 1
         await first
         await asyncio.gather(*others)
