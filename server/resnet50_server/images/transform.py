@@ -160,7 +160,7 @@ class Transform:
 
     @cached_property
     def _only_crops(self) -> dict[tuple[int, int], tuple[slice, slice] | None]:
-        """What `only_crop` returned, by the size: cameras send one size again and again."""
+        """Results of `only_crop` by the size: cameras send one size again and again."""
         return {}
 
     def _only_crop(self, size: tuple[int, int]) -> tuple[slice, slice] | None:
