@@ -18,7 +18,7 @@ $(error TORCH=$(TORCH): the only value is cpu)
 endif
 IN_PARALLEL = --numprocesses=$(JOBS) --dist=worksteal --max-worker-restart=0
 # With what each test prints, and how long it takes.
-ON_RAY = -p no:xdist -W default -o python_files='ray_*.py' -rP --durations=0 --timeout=900
+ON_RAY = -p no:xdist -W default -o python_files='ray_*.py' -rP --show-capture=stdout --durations=0 --timeout=900
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help

@@ -16,15 +16,21 @@ def application_yaml(app: str, options: RayOptions) -> str:
         app: Name of the application.
         options: Options of its deployment.
     """
-    application: dict[str, Any] = {
+    # Serve replaces all servers if the `args` change, and none for these two of the deployment.
+    deployment: dict[str, Any] = {"name": DEPLOYMENT}
+    others = {"user_config"}
+    if options.max_replicas in (None, options.min_replicas):
+        deployment["num_replicas"] = options.min_replicas
+        others |= {"min_replicas", "max_replicas"}
+    if options.user_config is not None:
+        deployment["user_config"] = options.user_config.model_dump(mode="json")
+    application = {
         "name": app,
         "route_prefix": None,
         "import_path": IMPORT_PATH,
-        "args": options.model_dump(mode="json", exclude_defaults=True, exclude={"user_config"}),
+        "args": options.model_dump(mode="json", exclude_defaults=True, exclude=others),
+        "deployments": [deployment],
     }
-    if options.user_config is not None:
-        config = options.user_config.model_dump(mode="json")
-        application["deployments"] = [{"name": DEPLOYMENT, "user_config": config}]
     found: str = yaml.safe_dump(
         {"proxy_location": "Disabled", "applications": [application]}, sort_keys=False
     )

@@ -74,6 +74,7 @@ def test_serve_deploy_takes_the_printed_file(app, dashboard):
     with Client.from_ray(app) as client, Load(client) as load:
         serve_deploy(dashboard, app, options.model_copy(update={"min_replicas": 2}))
         wait_for_servers(app, 2)
+        wait_until(lambda: read_status(app).state == "RUNNING")
         load.wait_for(20)
         assert first in ready(app)  # it was not replaced
         wrong = RayOptions.model_construct(settings=TIMED | {"max_batch_size": 0}, num_cpus=0.4)

@@ -93,3 +93,10 @@ def test_yaml_has_the_options_and_the_user_config():
             }
         ],
     }
+
+
+def test_yaml_has_a_fixed_number_where_a_change_restarts_no_server():
+    options = RayOptions(settings={"engine": "null"}, min_replicas=2)
+    (application,) = yaml.safe_load(application_yaml("shop", options))["applications"]
+    assert application["args"] == {"settings": {"engine": "null"}}
+    assert application["deployments"] == [{"name": "server", "num_replicas": 2}]
