@@ -22,7 +22,7 @@ ON_RAY = -p no:xdist -W default -o python_files='ray_*.py' -rP --show-capture=st
 PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml | head -1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage oip console console-lint console-pictures proxies ray ray-short languages openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
+.PHONY: help demo serve test coverage oip console console-lint console-pictures proxies ray ray-short languages image openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -93,6 +93,9 @@ languages: $(VENV)/installed  ## Build and run the examples in Node and Go again
 
 openapi-clients: $(VENV)/installed  ## Clients generated from /openapi.json, in Python and TypeScript, make their calls; needs npm
 	$(BIN)/python -m tests.e2e.openapi_clients
+
+image: $(VENV)/installed  ## Build both targets of the Dockerfile with Podman and try their containers, 20 minutes, 14 GB; needs root, podman, runc, debootstrap
+	$(BIN)/python -m tests.e2e.image
 
 matrix: $(VENV)/installed  ## The SDK on each CPython here, with old and new grpcio and protobuf, 5 minutes
 	$(BIN)/python -m tests.e2e.matrix

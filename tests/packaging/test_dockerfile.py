@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.image.containers import OTHER_USER, READ_ONLY, STOP, commands, phrase
 from tests.support.deployments import ROOT, Dockerfile, locked, normalized
 
 if sys.version_info >= (3, 11):
@@ -153,3 +154,12 @@ def test_cuda_image_has_a_compiler_for_torch_compile():
 @pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"])
 def test_image_says_what_it_wants_of_a_gpu(name):
     assert Dockerfile("cuda").environment[name]
+
+
+def test_page_has_the_commands_and_options_that_make_image_runs():
+    plaintext, tls = commands()
+    assert "RESNET50_ALLOW_PLAINTEXT=true" in plaintext
+    assert {"RESNET50_TLS_CERT=/tls/tls.crt", "/etc/resnet50:/tls:ro"} <= set(tls)
+    assert plaintext[-1] == tls[-1] == "resnet50-serving"
+    for words in (READ_ONLY, OTHER_USER, STOP):
+        assert phrase(words)
