@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # once, and an engine is chosen once.
     _cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
     os.environ["RESNET50_GRAPH_CACHE_DIR"] = _cache.name
+    # Images of containers set it; each process that a test starts would compile the project again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 else:
     # As many processes compute as there are CPUs: with threads of their own for each operation,
     # PyTorch takes a fifth more CPU time. Servers set their threads explicitly.

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,24 @@ MAX_MESSAGE_BYTES = 5 * MIB // 4
 MAX_IMAGE_PIXELS = 1_000_000
 NORMAL = encode(photo_like(320, 240), "JPEG")
 FLAT = Image.new("RGB", (1000, 1000))
-HEIC = heic(photo_like(200, 200))
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A file, and the pattern of its error; None if it is harmless and answered."""
+    """A file, made when it is needed, and the pattern of its error.
 
-    content: bytes
+    Attributes:
+        make: Returns the file.
+        says: None if the file is harmless and answered.
+    """
+
+    make: Callable[[], bytes]
     says: str | None
+
+    @cached_property
+    def content(self) -> bytes:
+        return self.make()
 
 
 SIZE, SMALL_PIECES = "max_(image|jpeg)_pixels", "small pieces"
@@ -43,21 +52,21 @@ TAGS = "tags|small pieces"
 TRUNCATED, FORMAT = "truncated or broken", "not a readable JPEG"
 # Those that are small once refused.
 REFUSED = {
-    "jpeg of 65000 x 65000": Attack(hostile.jpeg_of(65000, 65000), SIZE),
-    "png of 2**31 x 2**31": Attack(hostile.png(2**31 - 1, 2**31 - 1), SIZE),
-    "png above half the limit": Attack(hostile.png(1100, 1100), SIZE),
-    "webp canvas of 16384 x 16384": Attack(hostile.webp_canvas(16384, 16384), SIZE),
-    "bmp of 60000 x 60000": Attack(hostile.bmp(60000, 60000), SIZE),
-    "bmp upside down": Attack(hostile.bmp(60000, -60000), SIZE),
-    "gif of 65535 x 65535": Attack(hostile.gif(65535, 65535), SIZE),
-    "gif with a larger frame": Attack(hostile.gif(8, 8, frame=(65535, 65535)), SIZE),
+    "jpeg of 65000 x 65000": Attack(lambda: hostile.jpeg_of(65000, 65000), SIZE),
+    "png of 2**31 x 2**31": Attack(lambda: hostile.png(2**31 - 1, 2**31 - 1), SIZE),
+    "png above half the limit": Attack(lambda: hostile.png(1100, 1100), SIZE),
+    "webp canvas of 16384 x 16384": Attack(lambda: hostile.webp_canvas(16384, 16384), SIZE),
+    "bmp of 60000 x 60000": Attack(lambda: hostile.bmp(60000, 60000), SIZE),
+    "bmp upside down": Attack(lambda: hostile.bmp(60000, -60000), SIZE),
+    "gif of 65535 x 65535": Attack(lambda: hostile.gif(65535, 65535), SIZE),
+    "gif with a larger frame": Attack(lambda: hostile.gif(8, 8, frame=(65535, 65535)), SIZE),
     "gif that disposes of a huge frame": Attack(
-        hostile.gif(8, 8, b"!\xf9\x04\x08\0\0\0\0", frame=(65535, 65535)), SIZE
+        lambda: hostile.gif(8, 8, b"!\xf9\x04\x08\0\0\0\0", frame=(65535, 65535)), SIZE
     ),
-    "tiff of 60000 x 60000": Attack(hostile.tiff(60000, 60000), SIZE),
-    "png of 80,000 chunks": Attack(hostile.png_of_chunks(80_000), SMALL_PIECES),
+    "tiff of 60000 x 60000": Attack(lambda: hostile.tiff(60000, 60000), SIZE),
+    "png of 80,000 chunks": Attack(lambda: hostile.png_of_chunks(80_000), SMALL_PIECES),
     "png exif whose tags share": Attack(
-        hostile.png(
+        lambda: hostile.png(
             8,
             8,
             hostile.chunk(b"eXIf", hostile.exif(*hostile.tags_that_share(40_000, 400_000))),
@@ -66,36 +75,42 @@ REFUSED = {
         TAGS,
     ),
     "png of empty deflate blocks": Attack(
-        hostile.png(8, 8)[:33]
-        + hostile.chunk(b"IDAT", hostile.empty_blocks(1_000_000))
-        + hostile.chunk(b"IEND", b""),
+        lambda: (
+            hostile.png(8, 8)[:33]
+            + hostile.chunk(b"IDAT", hostile.empty_blocks(1_000_000))
+            + hostile.chunk(b"IEND", b"")
+        ),
         TRUNCATED,
     ),
     "interlaced png without its pixels": Attack(
-        hostile.png(1000, 1000, lines=bytes(4000), interlaced=True), TRUNCATED
+        lambda: hostile.png(1000, 1000, lines=bytes(4000), interlaced=True), TRUNCATED
     ),
     "jpeg of 250,000 segments": Attack(
-        hostile.with_segments(hostile.segment(0xE1, b"") * 250_000), SMALL_PIECES
+        lambda: hostile.with_segments(hostile.segment(0xE1, b"") * 250_000), SMALL_PIECES
     ),
     "jpeg of 250,000 comments": Attack(
-        hostile.with_segments(hostile.segment(0xFE, b"") * 250_000), SMALL_PIECES
+        lambda: hostile.with_segments(hostile.segment(0xFE, b"") * 250_000), SMALL_PIECES
     ),
     "jpeg with junk between segments": Attack(
-        b"\xff\xd8\xff\xe0\0\2" + bytes(1_000_000), SMALL_PIECES
+        lambda: b"\xff\xd8\xff\xe0\0\2" + bytes(1_000_000), SMALL_PIECES
     ),
-    "jpeg of fill bytes": Attack(b"\xff\xd8" + b"\xff" * 1_000_000, SMALL_PIECES),
-    "jpeg of 101 scans": Attack(hostile.progressive(64, 64, 101), "more than 100 scans"),
+    "jpeg of fill bytes": Attack(lambda: b"\xff\xd8" + b"\xff" * 1_000_000, SMALL_PIECES),
+    "jpeg of 101 scans": Attack(lambda: hostile.progressive(64, 64, 101), "more than 100 scans"),
     "jpeg of 101 scans of one component": Attack(
-        hostile.scans_of_one_component(101), "more than 100 scans"
+        lambda: hostile.scans_of_one_component(101), "more than 100 scans"
     ),
-    "jpeg of 90,000 scans without data": Attack(hostile.empty_scans(90_000), "more than 100 scans"),
+    "jpeg of 90,000 scans without data": Attack(
+        lambda: hostile.empty_scans(90_000), "more than 100 scans"
+    ),
     "jpeg of 250,000 segments between scans": Attack(
-        hostile.segments_between_scans(250_000), "more than 10000 segments"
+        lambda: hostile.segments_between_scans(250_000), "more than 10000 segments"
     ),
-    "jpeg above the pixels that one may declare": Attack(hostile.jpeg_of(2000, 2001), SIZE),
-    "jpeg of many scans of many pixels": Attack(hostile.progressive(600, 600, 60), "in 60 scans"),
+    "jpeg above the pixels that one may declare": Attack(lambda: hostile.jpeg_of(2000, 2001), SIZE),
+    "jpeg of many scans of many pixels": Attack(
+        lambda: hostile.progressive(600, 600, 60), "in 60 scans"
+    ),
     "jpeg exif whose tags share": Attack(
-        hostile.with_segments(
+        lambda: hostile.with_segments(
             hostile.segment(
                 0xE1, b"Exif\0\0" + hostile.exif(*hostile.tags_that_share(2700, 32_000))
             )
@@ -103,94 +118,130 @@ REFUSED = {
         TAGS,
     ),
     "tiff whose tags share": Attack(
-        hostile.tiff(8, 8, *hostile.tags_that_share(40_000, 400_000), content=bytes(64)), TAGS
+        lambda: hostile.tiff(8, 8, *hostile.tags_that_share(40_000, 400_000), content=bytes(64)),
+        TAGS,
     ),
     "tiff whose long numbers share": Attack(
-        hostile.tiff(8, 8, *hostile.numbers_that_share(4000, 400_000), content=bytes(500_000)), TAGS
+        lambda: hostile.tiff(
+            8, 8, *hostile.numbers_that_share(4000, 400_000), content=bytes(500_000)
+        ),
+        TAGS,
     ),
     "tiff of fractions": Attack(
-        hostile.tiff(8, 8, (282, 5, 100_000, 8), content=bytes(900_000)), TAGS
+        lambda: hostile.tiff(8, 8, (282, 5, 100_000, 8), content=bytes(900_000)), TAGS
     ),
-    "tiff whose strips share": Attack(hostile.strips_that_share(900, 900_000), "share their bytes"),
+    "tiff whose strips share": Attack(
+        lambda: hostile.strips_that_share(900, 900_000), "share their bytes"
+    ),
     "tiff with huge tiles": Attack(
-        hostile.tiff(8, 8, (322, 4, 1, 60_000), (323, 4, 1, 30_000), content=bytes(64)), "tiles"
+        lambda: hostile.tiff(8, 8, (322, 4, 1, 60_000), (323, 4, 1, 30_000), content=bytes(64)),
+        "tiles",
     ),
     "cut off tiff": Attack(
-        hostile.half(encode(photo_like(200, 200), "TIFF", compression="tiff_lzw")), TRUNCATED
+        lambda: hostile.half(encode(photo_like(200, 200), "TIFF", compression="tiff_lzw")),
+        TRUNCATED,
     ),
     "gif comment of 500,000 blocks": Attack(
-        hostile.gif(8, 8, hostile.gif_comment(500_000)), SMALL_PIECES
+        lambda: hostile.gif(8, 8, hostile.gif_comment(500_000)), SMALL_PIECES
     ),
-    "gif of 330,000 extensions": Attack(hostile.gif(8, 8, b"!\x01\0" * 330_000), SMALL_PIECES),
+    "gif of 330,000 extensions": Attack(
+        lambda: hostile.gif(8, 8, b"!\x01\0" * 330_000), SMALL_PIECES
+    ),
     "run-length bmp without its pixels": Attack(
-        hostile.bmp(600, 600, b"\x00\x02\x00\x00" * 20_000, 1), TRUNCATED
+        lambda: hostile.bmp(600, 600, b"\x00\x02\x00\x00" * 20_000, 1), TRUNCATED
     ),
-    "postscript": Attack(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
-    "photoshop": Attack(b"8BPS\0\1" + bytes(200), "Photoshop"),
-    "jpeg 2000": Attack(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(200), "JPEG 2000"),
-    "no format": Attack(b"\1\2\3\4" * 50, FORMAT),
+    "postscript": Attack(
+        lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"
+    ),
+    "photoshop": Attack(lambda: b"8BPS\0\1" + bytes(200), "Photoshop"),
+    "jpeg 2000": Attack(lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(200), "JPEG 2000"),
+    "no format": Attack(lambda: b"\1\2\3\4" * 50, FORMAT),
     "bigtiff of endless tags": Attack(
-        b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**63) + bytes(500_000),
+        lambda: b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**63) + bytes(500_000),
         f"{SMALL_PIECES}|{TRUNCATED}",
     ),
-    "avif of nothing": Attack(b"\0\0\0\x1cftypavif" + bytes(200), "without a list of pictures"),
-    "avif of 60000 x 60000": Attack(hostile_heif.avif((60_000, 60_000), (8, 8)), SIZE),
-    "avif of a larger picture": Attack(hostile_heif.avif((8, 8), (16384, 16384)), "coded as"),
-    "avif of a larger frame": Attack(hostile_heif.avif((8, 8), (8, 8), own_size=True), "coded as"),
+    "avif of nothing": Attack(
+        lambda: b"\0\0\0\x1cftypavif" + bytes(200), "without a list of pictures"
+    ),
+    "avif of 60000 x 60000": Attack(lambda: hostile_heif.avif((60_000, 60_000), (8, 8)), SIZE),
+    "avif of a larger picture": Attack(
+        lambda: hostile_heif.avif((8, 8), (16384, 16384)), "coded as"
+    ),
+    "avif of a larger frame": Attack(
+        lambda: hostile_heif.avif((8, 8), (8, 8), own_size=True), "coded as"
+    ),
     "avif grid of one tile": Attack(
-        hostile_heif.avif_grid((1000, 1000), (1000, 1000), (1000, 1000), 9000), "coded as"
+        lambda: hostile_heif.avif_grid((1000, 1000), (1000, 1000), (1000, 1000), 9000), "coded as"
     ),
     "avif grid of another size": Attack(
-        hostile_heif.avif_grid((8, 8), (65535, 65535), (8, 8), 1), "coded as"
+        lambda: hostile_heif.avif_grid((8, 8), (65535, 65535), (8, 8), 1), "coded as"
     ),
-    "avif exif whose tags share": Attack(hostile_heif.exif_that_shares((8, 8)), TAGS),
-    "heic of 60000 x 60000": Attack(hostile_heif.heic((60_000, 60_000), (8, 8)), SIZE),
-    "heic of a larger picture": Attack(hostile_heif.heic((8, 8), (16384, 16384)), "coded as"),
+    "avif exif whose tags share": Attack(lambda: hostile_heif.exif_that_shares((8, 8)), TAGS),
+    "heic of 60000 x 60000": Attack(lambda: hostile_heif.heic((60_000, 60_000), (8, 8)), SIZE),
+    "heic of a larger picture": Attack(
+        lambda: hostile_heif.heic((8, 8), (16384, 16384)), "coded as"
+    ),
     "heic of 100,000 pictures": Attack(
-        hostile_heif.heic((8, 8), (8, 8), 100_000), "boxes, entries and coded units"
+        lambda: hostile_heif.heic((8, 8), (8, 8), 100_000), "boxes, entries and coded units"
     ),
     **{
-        f"half a {form}": Attack(hostile.half(encode(photo_like(200, 200), form)), TRUNCATED)
+        f"half a {form}": Attack(
+            lambda form=form: hostile.half(encode(photo_like(200, 200), form)), TRUNCATED
+        )
         for form in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
     },
-    "half a HEIC": Attack(hostile.half(HEIC), TRUNCATED),
-    "jpeg of restart markers": Attack(hostile.marker_flood(b"\xff\xd0", 500_000), TRUNCATED),
-    "jpeg of stuffed bytes": Attack(hostile.marker_flood(b"\xff\0", 500_000), TRUNCATED),
-    "jpeg of fill bytes in a scan": Attack(hostile.marker_flood(b"\xff", 1_000_000), TRUNCATED),
+    "half a HEIC": Attack(lambda: hostile.half(heic(photo_like(200, 200))), TRUNCATED),
+    "jpeg of restart markers": Attack(
+        lambda: hostile.marker_flood(b"\xff\xd0", 500_000), TRUNCATED
+    ),
+    "jpeg of stuffed bytes": Attack(lambda: hostile.marker_flood(b"\xff\0", 500_000), TRUNCATED),
+    "jpeg of fill bytes in a scan": Attack(
+        lambda: hostile.marker_flood(b"\xff", 1_000_000), TRUNCATED
+    ),
     # Harmless, and so answered: what is too much of them is not looked at.
-    "png of 100,000 x 1": Attack(hostile.png(100_000, 1, lines=bytes(300_001)), None),
-    "jpeg with a video of scans behind it": Attack(NORMAL + b"\xff\xda\0\2" * 200_000, None),
-    "png that inflates to 100 MiB": Attack(hostile.png(8, 8, lines=bytes(100 * MIB)), None),
-    "jpeg whose further pictures share": Attack(hostile.pictures_that_share(1500, 45_000), None),
-    "png zTXt of 64 MiB": Attack(hostile.png_text_bomb(b"zTXt", 63, MIB - 100), None),
-    "png zTXt of 100 MiB": Attack(hostile.png_text_bomb(b"zTXt", 1, 100 * MIB), None),
-    "png iTXt of 64 MiB": Attack(hostile.png_text_bomb(b"iTXt", 63, MIB - 100), None),
-    "png iCCP of 100 MiB": Attack(hostile.png_text_bomb(b"iCCP", 1, 100 * MIB), None),
-    "png of 60 colour profiles": Attack(hostile.png_text_bomb(b"iCCP", 60, MIB - 100), None),
-    "jpeg with a profile of 850 KB": Attack(hostile.with_segments(*hostile.profile(900_000)), None),
-    "gif of 2000 frames": Attack(hostile.many_frames("GIF", 2000), None),
-    "webp of 2000 frames": Attack(hostile.many_frames("WEBP", 2000), None),
-    "tiff of 1000 frames": Attack(hostile.many_frames("TIFF", 1000), None),
-    "tiff whose directories loop": Attack(hostile.tiff(8, 8, content=bytes(64), following=8), None),
+    "png of 100,000 x 1": Attack(lambda: hostile.png(100_000, 1, lines=bytes(300_001)), None),
+    "jpeg with a video of scans behind it": Attack(
+        lambda: NORMAL + b"\xff\xda\0\2" * 200_000, None
+    ),
+    "png that inflates to 100 MiB": Attack(lambda: hostile.png(8, 8, lines=bytes(100 * MIB)), None),
+    "jpeg whose further pictures share": Attack(
+        lambda: hostile.pictures_that_share(1500, 45_000), None
+    ),
+    "png zTXt of 64 MiB": Attack(lambda: hostile.png_text_bomb(b"zTXt", 63, MIB - 100), None),
+    "png zTXt of 100 MiB": Attack(lambda: hostile.png_text_bomb(b"zTXt", 1, 100 * MIB), None),
+    "png iTXt of 64 MiB": Attack(lambda: hostile.png_text_bomb(b"iTXt", 63, MIB - 100), None),
+    "png iCCP of 100 MiB": Attack(lambda: hostile.png_text_bomb(b"iCCP", 1, 100 * MIB), None),
+    "png of 60 colour profiles": Attack(
+        lambda: hostile.png_text_bomb(b"iCCP", 60, MIB - 100), None
+    ),
+    "jpeg with a profile of 850 KB": Attack(
+        lambda: hostile.with_segments(*hostile.profile(900_000)), None
+    ),
+    "gif of 2000 frames": Attack(lambda: hostile.many_frames("GIF", 2000), None),
+    "webp of 2000 frames": Attack(lambda: hostile.many_frames("WEBP", 2000), None),
+    "tiff of 1000 frames": Attack(lambda: hostile.many_frames("TIFF", 1000), None),
+    "tiff whose directories loop": Attack(
+        lambda: hostile.tiff(8, 8, content=bytes(64), following=8), None
+    ),
 }
 
 # As many pixels as are allowed, from few bytes.
-DECODED = {
-    "png": encode(FLAT),
-    "png in 16 bits": encode(Image.fromarray(np.zeros((1000, 1000), np.uint16))),
-    "interlaced png": hostile.png(1000, 1000, lines=bytes(4_000_000), interlaced=True),
-    "png palette": encode(FLAT.quantize(16), transparency=b"\0\x80"),
-    "webp": encode(FLAT.convert("RGBA"), "WEBP", lossless=True),
-    "gif": encode(FLAT, "GIF"),
-    "avif": encode(FLAT.convert("RGBA"), "AVIF"),
-    "heic": heic(FLAT.convert("RGB")),
-    "tiff lzw": encode(FLAT, "TIFF", compression="tiff_lzw"),
-    "tiff lzma": encode(FLAT, "TIFF", compression="lzma"),
-    "run-length bmp": hostile.bmp(1000, 1000, b"\xff\1\xff\1\xff\1\xeb\1\0\0" * 1000, 1),
-    "jpeg": encode(photo_like(1000, 1000), "JPEG", progressive=True, subsampling=0),
-    "cmyk jpeg": encode(FLAT.convert("CMYK"), "JPEG"),
-    "jpeg decoded at a half": encode(Image.new("RGB", (1400, 1400)), "JPEG"),
-    "progressive jpeg decoded at a half": encode(
+DECODED: dict[str, Callable[[], bytes]] = {
+    "png": lambda: encode(FLAT),
+    "png in 16 bits": lambda: encode(Image.fromarray(np.zeros((1000, 1000), np.uint16))),
+    "interlaced png": lambda: hostile.png(1000, 1000, lines=bytes(4_000_000), interlaced=True),
+    "png palette": lambda: encode(FLAT.quantize(16), transparency=b"\0\x80"),
+    "webp": lambda: encode(FLAT.convert("RGBA"), "WEBP", lossless=True),
+    "gif": lambda: encode(FLAT, "GIF"),
+    "avif": lambda: encode(FLAT.convert("RGBA"), "AVIF"),
+    "heic": lambda: heic(FLAT.convert("RGB")),
+    "tiff lzw": lambda: encode(FLAT, "TIFF", compression="tiff_lzw"),
+    "tiff lzma": lambda: encode(FLAT, "TIFF", compression="lzma"),
+    "run-length bmp": lambda: hostile.bmp(1000, 1000, b"\xff\1\xff\1\xff\1\xeb\1\0\0" * 1000, 1),
+    "jpeg": lambda: encode(photo_like(1000, 1000), "JPEG", progressive=True, subsampling=0),
+    "cmyk jpeg": lambda: encode(FLAT.convert("CMYK"), "JPEG"),
+    "jpeg decoded at a half": lambda: encode(Image.new("RGB", (1400, 1400)), "JPEG"),
+    "progressive jpeg decoded at a half": lambda: encode(
         Image.new("RGB", (1400, 1400)), "JPEG", progressive=True
     ),
 }

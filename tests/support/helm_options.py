@@ -96,7 +96,13 @@ FACTORS = (
     *(({"weights": {"source": "initContainer"}}, {"weights": {"source": "image"}}),),
     ({}, {"autoscaling": {"type": "keda"}, "podMonitor": {"enabled": True}}),
 )
+# 16 of the 64 combinations, among which each three options meet in every way.
 MATRIX = [
-    {key: value for one in chosen for key, value in one.items()}
-    for chosen in itertools.product(*FACTORS)
+    {
+        key: value
+        for option, one in zip(FACTORS, chosen, strict=True)
+        for key, value in option[one].items()
+    }
+    for a, b, c, d in itertools.product((0, 1), repeat=4)
+    for chosen in ((a, b, c, d, a ^ b ^ c, b ^ c ^ d),)
 ]

@@ -6,17 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lancedb
 import numpy as np
 import pytest
-from lancedb.embeddings import get_registry
-from lancedb.pydantic import LanceModel, Vector
 from PIL import Image
-from qdrant_client import QdrantClient
 
 from resnet50_cli.output import SOME_FAILED
 from resnet50_client import Client, EmbeddingSpaceError, VariantNotFoundError
-from resnet50_client.lancedb import ImageEmbeddings
 from tests.support.commands import resnet50
 from tests.support.examples import load_example, run_example
 from tests.support.pictures import encode, photo_like
@@ -49,13 +44,29 @@ def folder(tmp_path) -> Path:
     return found
 
 
+# Both stores take seconds to import, which only the processes that run these tests spend.
+
+
+def connect(folder: Path) -> Any:
+    """Return the LanceDB database of a folder."""
+    import lancedb
+
+    return lancedb.connect(folder)
+
+
 def serve_from(address: str) -> None:
     """Set the server that tables use from now on."""
+    from lancedb.embeddings import get_registry
+
     get_registry().set_var("resnet50_server", address)
 
 
-def schema_of(**arguments: Any) -> type[LanceModel]:
+def schema_of(**arguments: Any) -> type:
     """Return the schema of a table of image files, and their vectors."""
+    from lancedb.pydantic import LanceModel, Vector
+
+    from resnet50_client.lancedb import ImageEmbeddings
+
     embeddings = ImageEmbeddings.create(**{"server": SERVER} | arguments)
 
     class Picture(LanceModel):
@@ -71,7 +82,7 @@ def rows_of(*files: Path) -> list[dict[str, bytes]]:
 
 def test_table_finds_the_image_that_is_searched_for(addresses, folder, tmp_path):
     serve_from(addresses[0])
-    table = lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of())
+    table = connect(tmp_path / "db").create_table("t", schema=schema_of())
     files = [folder / name for name in ("0.png", "1.png", "3.png")]
     table.add(rows_of(*files))
     queries = (files[0].read_bytes(), str(files[1]), Image.open(files[2]))
@@ -87,7 +98,7 @@ def test_table_finds_the_image_that_is_searched_for(addresses, folder, tmp_path)
 
 def test_reopened_table_refuses_other_weights(addresses, folder, tmp_path):
     serve_from(addresses[0])
-    database = lancedb.connect(tmp_path / "db")
+    database = connect(tmp_path / "db")
     database.create_table("t", schema=schema_of(variant="cats")).add(rows_of(folder / "0.png"))
     serve_from(addresses[1])
     table = database.open_table("t")
@@ -103,7 +114,7 @@ def test_reopened_table_refuses_other_weights(addresses, folder, tmp_path):
 
 def test_table_takes_no_function_of_another_variant(addresses, folder, tmp_path):
     serve_from(addresses[0])
-    database = lancedb.connect(tmp_path / "db")
+    database = connect(tmp_path / "db")
     database.create_table("t", schema=schema_of(variant="cats")).add(rows_of(folder / "0.png"))
     with pytest.raises(ValueError, match="schema"):
         database.create_table("t", schema=schema_of(variant="dogs"), exist_ok=True)
@@ -116,7 +127,7 @@ def test_table_keeps_variant_and_space_but_no_token(addresses, tmp_path, monkeyp
     for name, value in {"SERVER": addresses[0], "VARIANT": "dogs", "TOKEN": "secret"}.items():
         monkeypatch.setenv(f"RESNET50_{name}", value)
     monkeypatch.setenv("RESNET50_INSECURE_TOKEN", "true")
-    table = lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of(server=None))
+    table = connect(tmp_path / "db").create_table("t", schema=schema_of(server=None))
     (kept,) = json.loads(table.schema.metadata[b"embedding_functions"])
     with Client(addresses[0]) as client:
         space = client.get_variant("dogs").embedding_space
@@ -126,7 +137,7 @@ def test_table_keeps_variant_and_space_but_no_token(addresses, tmp_path, monkeyp
 
 def test_invalid_image_is_dropped_or_refused_as_asked(addresses, folder, tmp_path, caplog):
     serve_from(addresses[0])
-    table = lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of())
+    table = connect(tmp_path / "db").create_table("t", schema=schema_of())
     rows = [*rows_of(*sorted(folder.iterdir())), {"image": None}]
     with pytest.raises((RuntimeError, ValueError)):
         table.add(rows, on_bad_vectors="error")
@@ -139,7 +150,7 @@ def test_invalid_image_is_dropped_or_refused_as_asked(addresses, folder, tmp_pat
 def test_unknown_variant_is_refused_at_once(addresses, tmp_path):
     serve_from(addresses[0])
     with pytest.raises(VariantNotFoundError, match="birds"):
-        lancedb.connect(tmp_path / "db").create_table("t", schema=schema_of(variant="birds"))
+        connect(tmp_path / "db").create_table("t", schema=schema_of(variant="birds"))
 
 
 def test_lance_file_of_the_command_is_a_table(addresses, folder, tmp_path):
@@ -147,7 +158,7 @@ def test_lance_file_of_the_command_is_a_table(addresses, folder, tmp_path):
     out.parent.mkdir()
     done = resnet50("embed", folder, "--out", out, server=addresses[0])
     assert done.returncode == SOME_FAILED, done.stderr  # an image is invalid
-    table = lancedb.connect(tmp_path / "db").open_table("photos")
+    table = connect(tmp_path / "db").open_table("photos")
     with Client(addresses[0]) as client:
         vector = client.embed(folder / "1.png").vector
     found = table.search(vector, vector_column_name="vector").limit(1).to_list()
@@ -166,6 +177,8 @@ def test_example_finds_images_that_look_alike(addresses, folder, tmp_path):
 
 
 def test_qdrant_collection_refuses_other_weights(addresses, folder):
+    from qdrant_client import QdrantClient
+
     example, store = load_example("search_qdrant"), QdrantClient(":memory:")
     files = sorted(folder.iterdir())
     with Client(addresses[0]) as client, Client(addresses[1]) as other:

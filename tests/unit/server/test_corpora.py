@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +14,10 @@ from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
-from tests.support.pictures import PHOTOS, encode, heic, photo_like, picture
+from tests.support.pictures import PHOTOS, encode, heic, package_folder, photo_like, picture
 
 # matplotlib ships icons with alpha, photographs, and drawings.
-MATPLOTLIB = Path(str(resources.files("matplotlib"))) / "mpl-data"
+MATPLOTLIB = package_folder("matplotlib") / "mpl-data"
 SHIPPED = sorted(
     path
     for folder in ("images", "sample_data")

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
-from transformers import ResNetConfig, ResNetForImageClassification
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.variants.importing.candidates import Choice
@@ -60,25 +58,40 @@ def fastai_head() -> nn.Module:
     return nn.Sequential(nn.Linear(4096, 512), nn.BatchNorm1d(512), nn.Linear(512, COUNT))
 
 
-def hugging_face(**config: Any) -> dict[str, Any]:
-    return hollow(lambda: ResNetForImageClassification(ResNetConfig(**config)))
+def hugging_face() -> dict[str, Any]:
+    from transformers import ResNetConfig, ResNetForImageClassification  # seconds
+
+    return hollow(lambda: ResNetForImageClassification(ResNetConfig()))
+
+
+def from_timm(name: str) -> dict[str, Any]:
+    import timm  # seconds
+
+    return hollow(lambda: timm.create_model(name))
 
 
 def low_rank_adapter() -> dict[str, Any]:
     return {"base_model.model.layer1.0.conv1.lora_A.weight": torch.ones(4, 64, 1, 1)}
 
 
-CLIP = {
-    **{f"visual.{key}": value for key, value in hollow50().items() if not key.startswith("fc.")},
-    "visual.conv2.weight": torch.ones(32, 32, 3, 3),
-    "visual.conv3.weight": torch.ones(64, 32, 3, 3),
-    "visual.attnpool.positional_embedding": torch.ones(50, 2048),
-}
-SEGMENTATION = prefixed("backbone.", hollow50(fc__weight=None, fc__bias=None)) | {
-    "classifier.0.convs.0.0.weight": torch.ones(256, 2048, 1, 1)
-}
-GREY = hollow50(conv1__weight=torch.ones(64, 1, 7, 7))
-CIFAR = hollow50(conv1__weight=torch.ones(64, 3, 3, 3))
+def clip() -> dict[str, Any]:
+    backbone = prefixed("visual.", hollow50(fc__weight=None, fc__bias=None))
+    return backbone | {
+        "visual.conv2.weight": torch.ones(32, 32, 3, 3),
+        "visual.conv3.weight": torch.ones(64, 32, 3, 3),
+        "visual.attnpool.positional_embedding": torch.ones(50, 2048),
+    }
+
+
+def segmentation() -> dict[str, Any]:
+    backbone = prefixed("backbone.", hollow50(fc__weight=None, fc__bias=None))
+    return backbone | {"classifier.0.convs.0.0.weight": torch.ones(256, 2048, 1, 1)}
+
+
+def with_first_convolution(*shape: int) -> dict[str, Any]:
+    return hollow50(conv1__weight=torch.ones(*shape))
+
+
 SERVED = "only torchvision's resnet50 is served; train that one"
 
 # State dicts of other networks, and their names in the refusal.
@@ -90,14 +103,14 @@ NETWORKS: dict[str, tuple[Callable[[], Any], str]] = {
     "resnet34": (lambda: hollow(models.resnet34), "holds resnet34"),
     "resnet101": (lambda: hollow(models.resnet101), "holds resnet101"),
     "resnet152": (lambda: prefixed("model.", hollow(models.resnet152)), "holds resnet152"),
-    "SE-ResNet": (lambda: hollow(lambda: timm.create_model("seresnet50")), "an SE-ResNet"),
-    "ECA-ResNet": (lambda: hollow(lambda: timm.create_model("ecaresnet50t")), "an ECA-ResNet"),
-    "resnet50d": (lambda: hollow(lambda: timm.create_model("resnet50d")), "holds a resnet50d"),
-    "resnet50c": (lambda: hollow(lambda: timm.create_model("resnet50c")), "a resnet50c or"),
-    "GroupNorm": (lambda: hollow(lambda: timm.create_model("resnet50_gn")), "with GroupNorm"),
-    "BiT": (lambda: hollow(lambda: timm.create_model("resnetv2_50x1_bit")), "a ResNetV2 (BiT)"),
-    "ResNeSt": (lambda: hollow(lambda: timm.create_model("resnest50d")), "a ResNeSt"),
-    "Res2Net": (lambda: hollow(lambda: timm.create_model("res2net50_26w_4s")), "a Res2Net"),
+    "SE-ResNet": (lambda: from_timm("seresnet50"), "an SE-ResNet"),
+    "ECA-ResNet": (lambda: from_timm("ecaresnet50t"), "an ECA-ResNet"),
+    "resnet50d": (lambda: from_timm("resnet50d"), "holds a resnet50d"),
+    "resnet50c": (lambda: from_timm("resnet50c"), "a resnet50c or"),
+    "GroupNorm": (lambda: from_timm("resnet50_gn"), "with GroupNorm"),
+    "BiT": (lambda: from_timm("resnetv2_50x1_bit"), "a ResNetV2 (BiT)"),
+    "ResNeSt": (lambda: from_timm("resnest50d"), "a ResNeSt"),
+    "Res2Net": (lambda: from_timm("res2net50_26w_4s"), "a Res2Net"),
     "ViT": (lambda: hollow(models.vit_b_16), "holds a vision transformer"),
     "Swin": (lambda: hollow(models.swin_t), "holds a Swin Transformer"),
     "ConvNeXt": (lambda: hollow(models.convnext_tiny), "holds a ConvNeXt"),
@@ -105,11 +118,14 @@ NETWORKS: dict[str, tuple[Callable[[], Any], str]] = {
     "MobileNet": (lambda: hollow(models.mobilenet_v2), "holds a MobileNetV2"),
     "DenseNet": (lambda: hollow(models.densenet121), "holds a DenseNet"),
     "VGG": (lambda: hollow(models.vgg11), "holds a VGG or AlexNet"),
-    "RegNet": (lambda: hollow(lambda: timm.create_model("regnety_002")), "holds a RegNet"),
-    "CLIP": (lambda: CLIP, "holds CLIP's modified ResNet"),
-    "segmentation": (lambda: SEGMENTATION, "holds a segmentation network"),
-    "grey": (lambda: GREY, "for images of 1 channels"),
-    "CIFAR": (lambda: CIFAR, "for small images, with a first convolution of 3x3"),
+    "RegNet": (lambda: from_timm("regnety_002"), "holds a RegNet"),
+    "CLIP": (clip, "holds CLIP's modified ResNet"),
+    "segmentation": (segmentation, "holds a segmentation network"),
+    "grey": (lambda: with_first_convolution(64, 1, 7, 7), "for images of 1 channels"),
+    "CIFAR": (
+        lambda: with_first_convolution(64, 3, 3, 3),
+        "for small images, with a first convolution of 3x3",
+    ),
     "LoRA": (low_rank_adapter, "holds a LoRA adapter"),
     "other": (lambda: {"encoder.weight": torch.ones(3)}, "holds no ResNet among its 1 tensors"),
 }
@@ -325,8 +341,7 @@ def test_directory_of_another_kind_is_named(kind, tmp_path):
     ],
 )
 def test_hugging_face_network_that_differs_is_refused(tmp_path, config, reason):
-    state = hollow(lambda: ResNetForImageClassification(ResNetConfig()))
-    source = save(state, tmp_path / "source" / "pytorch_model.bin")
+    source = save(hugging_face(), tmp_path / "source" / "pytorch_model.bin")
     (source.parent / "config.json").write_text(json.dumps(config))
     assert reason in error_of(source.parent, tmp_path / "mine")
 
@@ -384,15 +399,18 @@ def test_choice_that_matches_nothing_lists_the_networks(tmp_path):
     ("state", "hint"),
     [
         (
-            prefixed("module.", weights.hollow()),
+            lambda: prefixed("module.", weights.hollow()),
             "`resnet50-server variants import {} NEW_DIRECTORY`",
         ),
-        ({"model_state_dict": weights.hollow()}, "a variant of it (took its entry 'model_state_"),
-        (hollow(models.resnet101), "the file holds resnet101: only torchvision's resnet50"),
+        (
+            lambda: {"model_state_dict": weights.hollow()},
+            "a variant of it (took its entry 'model_state_",
+        ),
+        (lambda: hollow(models.resnet101), "the file holds resnet101: only torchvision's resnet50"),
     ],
 )
 def test_servers_refusal_says_what_an_import_would_do(tmp_path, state, hint):
-    directory = weights.custom_variant(tmp_path / "mine", state)
+    directory = weights.custom_variant(tmp_path / "mine", state())
     spec = parse_variant(f"mine={directory}")
     with pytest.raises(WeightsError) as refused:
         build_network(spec, read_weights(spec, tmp_path, download=False))
