@@ -33,6 +33,9 @@ SERVES = "resnet50-server serve"
 # A loaded machine takes longer than a reader's.
 TIMEOUT_S = 600.0
 
+# Settings of the processes that run tests which pages are run with, too.
+OF_THE_MACHINE = ("RESNET50_GRAPH_CACHE_DIR", "RESNET50_ENGINE_THREADS")
+
 _FENCE = re.compile(r"^ *```(\w*)(?: title=\"([^\"]+)\")?$")
 _NOT_RUN = re.compile(r"^<!-- not run: (.+) -->$")
 _UNIT = re.compile(r" ?(?:ms|s|kB|MB|MiB|GB|images/s|frames/s)\b")
@@ -310,7 +313,7 @@ def _environment(commands: Path) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("RESNET50_") or name == "RESNET50_GRAPH_CACHE_DIR"
+        if not name.startswith("RESNET50_") or name in OF_THE_MACHINE
     }
     search_path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     return kept | {"PATH": search_path, "COLUMNS": "120", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}

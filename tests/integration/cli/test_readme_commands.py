@@ -19,7 +19,7 @@ from tests.support.clips import picture_frame, write_clip
 from tests.support.evaluations import image_folder
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import server_processes
-from tests.support.tutorials import assert_shows, free_port
+from tests.support.tutorials import OF_THE_MACHINE, assert_shows, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 README = (ROOT / "README.md").read_text()
@@ -55,8 +55,12 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> str:
 
 def outer_environment() -> dict[str, str]:
     """Return this process's environment without settings of make, the Makefile and the project."""
-    ours = re.compile(r"MAKE|MFLAGS|(VENV|PYTHON|TORCH|JOBS)$|RESNET50_(?!GRAPH_CACHE_DIR)")
-    return {name: value for name, value in os.environ.items() if not ours.match(name)}
+    ours = re.compile(r"MAKE|MFLAGS|(VENV|PYTHON|TORCH|JOBS)$|RESNET50_")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in OF_THE_MACHINE or not ours.match(name)
+    }
 
 
 @pytest.fixture
