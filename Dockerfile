@@ -16,7 +16,7 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 # All but PyTorch and the server itself.
 FROM python:3.12-slim AS base
 # The server needs no rights but to read weights and to listen on a high port. Any other user id
-# works as well (OpenShift): group 0 may write weights and caches.
+# works as well (OpenShift), with a volume of its own: group 0 may write to a new one.
 RUN useradd --system --uid 10001 --gid 0 --create-home resnet50 \
     && install --directory --owner resnet50 --group 0 --mode 2775 /weights
 # Versions and hashes of all packages; `make lock` renews them.

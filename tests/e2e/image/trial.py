@@ -53,13 +53,13 @@ def plaintext(tag: str) -> Iterator[str]:
 
 
 def read_only_as_another_user(tag: str) -> Iterator[str]:
-    """After `plaintext`, whose files are in the volume; these weights have no graph there yet."""
+    """With a volume of its own: it cannot write to the caches of `plaintext`."""
     options = [
         *phrase(READ_ONLY),
         *phrase(OTHER_USER),
-        *("-e", "RESNET50_VARIANTS=x=random:1"),
     ]
-    with started(commands()[0], tag, options) as container:
+    volume = {"resnet50-weights": "resnet50-weights-1234"}
+    with started(commands()[0], tag, options, volume) as container:
         container.wait_until_healthy()
         yield container.run("id")
         refused = container.run("touch", "/usr/x", "/home/x", "/var/x")
