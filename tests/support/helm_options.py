@@ -88,7 +88,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 EXAMPLES = sorted((ROOT / "examples" / "helm").glob("*.yaml"))
 OPTIONS |= {path.name: yaml.safe_load(path.read_text()) for path in EXAMPLES}
 # Options whose templates meet in one object.
-FACTORS = (
+FACTORS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({}, TLS),
     ({}, {**TOKENS, "admin": {"enabled": True}}),
     ({}, {"gpu": {"enabled": True}}),
