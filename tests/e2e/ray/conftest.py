@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-import ray
-from ray import serve
-from ray.cluster_utils import Cluster
 
-from resnet50_server.ray.deploy import delete_app
-from tests.support.ray_servers import server_processes, wait_until
+# pytest reads this file in `make test` as well, where Ray is not installed.
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +23,10 @@ def dashboard() -> str:
 @pytest.fixture(scope="session")
 def cluster(dashboard) -> Iterator[Cluster]:
     """A cluster of three nodes on this machine, and this process connected to it."""
+    import ray
+    from ray import serve
+    from ray.cluster_utils import Cluster
+
     port = int(dashboard.rpartition(":")[2])
     head = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": port}
     found = Cluster(initialize_head=True, head_node_args=head)
@@ -40,6 +43,9 @@ def cluster(dashboard) -> Iterator[Cluster]:
 
 @pytest.fixture
 def app(cluster) -> Iterator[str]:
+    from resnet50_server.ray.deploy import delete_app
+    from tests.support.ray_servers import server_processes, wait_until
+
     name = "shop"
     yield name
     delete_app(name)
