@@ -50,7 +50,7 @@ class Container:
 
     @property
     def log(self) -> str:
-        """What it has written to stdout and stderr so far."""
+        """Its stdout and stderr so far."""
         done = subprocess.run(
             ["podman", "logs", self._name],
             stdout=subprocess.PIPE,
@@ -70,12 +70,12 @@ class Container:
         Raises:
             AssertionError: The container has ended, or is not healthy in time; has its log.
         """
-        give_up = time.monotonic() + HEALTHY_S
+        limit = time.monotonic() + HEALTHY_S
         check = ["podman", "exec", self._name, *Dockerfile().check]
         while subprocess.run(check, capture_output=True).returncode != 0:
             state = self.inspected()
             assert state["Status"] == "running", f"{state}\n{self.log}"
-            assert time.monotonic() < give_up, self.log
+            assert time.monotonic() < limit, self.log
             time.sleep(0.5)
 
     def run(self, *command: str) -> str:
@@ -112,7 +112,7 @@ def started(
         command: Of the page.
         tag: Image instead of the page's.
         options: More of them.
-        replaced: Texts of the command, and what stands there instead.
+        replaced: New texts by the texts of the command that they replace.
     """
     words = [word for word in command if word not in ("docker", "run", "--rm", "resnet50-serving")]
     words = [re.sub("^RESNET50_VARIANTS=.*", VARIANTS, word) for word in words]

@@ -1,4 +1,4 @@
-"""Podman with a store of its own, in which an imitation stands for the base image."""
+"""Podman with a store of its own, with an imitation of the base image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.interpreters import interpreter
 
 PROGRAMS = {"podman": "podman", "runc": "runc", "debootstrap": "debootstrap"}
 STORE = ROOT / ".cache" / "image"
-# What `python:3.12-slim` is made of: a release of Debian, the packages that its Dockerfile
+# Parts of `python:3.12-slim`: a release of Debian, the packages that its Dockerfile
 # installs, and the libraries with which Python's modules are linked.
 RELEASE, MIRROR = "trixie", "http://deb.debian.org/debian"
 PACKAGES = (
@@ -61,7 +61,7 @@ def configure() -> None:
 
 
 def podman(*arguments: object) -> str:
-    """Return what a command of Podman prints.
+    """Return the output of a command of Podman.
 
     Raises:
         RuntimeError: It failed; says why.

@@ -27,7 +27,7 @@ METRICS = """
 import urllib.request
 print(urllib.request.urlopen("http://127.0.0.1:9464/metrics", timeout=10).read().decode())
 """
-# What Triton does for torch.compile on a machine with a GPU: it compiles C with Python's headers.
+# As Triton does for torch.compile on a machine with a GPU: compile C with Python's headers.
 COMPILE = """
 import ctypes, pathlib, sys
 from triton.runtime import build
@@ -181,7 +181,7 @@ def main() -> int:
         try:
             for outcome in check():
                 print(f"  {name}: {outcome}", flush=True)
-        except Exception as error:  # the other checks go on
+        except Exception as error:  # the other checks still run
             print(f"  {name}: FAILED: {type(error).__name__}: {error}", flush=True)
             failed = True
     return 1 if failed else 0
