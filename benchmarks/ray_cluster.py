@@ -118,7 +118,7 @@ def measure_throughput() -> None:
         for count in COUNTS:
             deploy(TIMED, count)
             with Client.from_ray(APP) as client:
-                rate(client, 32 * count)  # connects, and learns how many images may be in flight
+                rate(client, 32 * count)  # connects to each of them
                 before, began = time.process_time(), time.perf_counter()
                 rates[count].append(rate(client, IMAGES_OF_EACH * count))
                 busy = (time.process_time() - before) / (time.perf_counter() - began)

@@ -72,6 +72,15 @@ def test_lone_request_is_admitted_however_large():
         pass
 
 
+def test_image_whose_bytes_have_not_arrived_is_judged_by_them_later():
+    admission = Admission(Limits(bytes=100))
+    with admission.admit("a", 1000), admission.admit("b") as permit:
+        admission.check("b")
+        with refused_by("max_request_bytes"):
+            permit.add_bytes(1)
+        assert inside(admission) == (2, 1000)
+
+
 def test_lone_image_may_grow_beyond_the_limits_as_it_arrives():
     admission = Admission(Limits(bytes=100, bytes_per_caller=50))
     with admission.admit("a", 40) as permit:
