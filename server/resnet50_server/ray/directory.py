@@ -25,6 +25,8 @@ LISTED_S = 4 * ANNOUNCE_S
 MAX_FAILURES = 20
 # Pause before a start on a node on which the last ones failed; doubled for each of them.
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
+# Failed starts on a node are forgotten after this time without another.
+FORGET_S = 600.0
 READY, RESTARTING = "ready", "restarting"
 
 
@@ -39,7 +41,6 @@ class ServerEntry:
         state: "ready" or "restarting".
         reason: Why it is restarted; "" if it is ready.
         pid: Its process ID on the node.
-        announced_s: Age of the last announcement in seconds.
     """
 
     replica: str
@@ -48,7 +49,6 @@ class ServerEntry:
     state: str
     reason: str
     pid: int
-    announced_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,19 @@ class Directory:
         self._failed: collections.deque[tuple[FailedStart, float]] = collections.deque(
             maxlen=MAX_FAILURES
         )
-        # Failed starts in succession by node.
-        self._in_succession: collections.Counter[str] = collections.Counter()
+        # Failed starts in succession by node, and the time of the last one.
+        self._in_succession: dict[str, tuple[int, float]] = {}
 
     def announce(self, entry: ServerEntry) -> None:
         """List a server, or change its state."""
-        self._servers[entry.replica] = (entry, time.monotonic())
+        now = time.monotonic()
+        # Replicas that were killed withdraw nothing.
+        self._servers = {
+            replica: (known, at)
+            for replica, (known, at) in self._servers.items()
+            if now - at < LISTED_S
+        }
+        self._servers[entry.replica] = (entry, now)
         if entry.state == READY:
             self._in_succession.pop(entry.node, None)
 
@@ -91,12 +98,21 @@ class Directory:
 
     def start_failed(self, failed: FailedStart) -> None:
         """Remember a failed start."""
-        self._failed.append((failed, time.monotonic()))
-        self._in_succession[failed.node] += 1
+        now = time.monotonic()
+        self._failed.append((failed, now))
+        self._in_succession = {
+            node: (failures, at)
+            for node, (failures, at) in self._in_succession.items()
+            if now - at < FORGET_S
+        }
+        failures, _ = self._in_succession.get(failed.node, (0, now))
+        self._in_succession[failed.node] = (failures + 1, now)
 
     def pause_s(self, node: str) -> float:
         """Return the pause before the next start on a node, in seconds."""
-        failures = self._in_succession[node]
+        failures, at = self._in_succession.get(node, (0, 0.0))
+        if time.monotonic() - at >= FORGET_S:
+            return 0.0
         return min(MAX_PAUSE_S, MIN_PAUSE_S * 2 ** (failures - 1)) if failures else 0.0
 
     def addresses(self) -> list[str]:
@@ -106,11 +122,7 @@ class Directory:
     def servers(self) -> list[ServerEntry]:
         """Return all servers that were announced lately."""
         now = time.monotonic()
-        return [
-            replace(entry, announced_s=now - at)
-            for entry, at in self._servers.values()
-            if now - at < LISTED_S
-        ]
+        return [entry for entry, at in self._servers.values() if now - at < LISTED_S]
 
     def failed_starts(self) -> list[FailedStart]:
         """Return the last failed starts, the oldest first."""

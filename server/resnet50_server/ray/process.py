@@ -6,6 +6,7 @@ import asyncio
 import collections
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 LISTENING, METRICS, COMPLAINT = "listening on ", "metrics on ", "resnet50-server: "
@@ -62,13 +63,16 @@ class ServerProcess:
         """Start it, and wait until it has loaded its variants.
 
         Raises:
-            ServerEnded: It has ended instead.
+            ServerEnded: It has ended instead, or the node cannot start a process.
         """
         self._last_lines.clear()
         self.address = self.metrics_url = ""
-        self._process = process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_LIMIT_BYTES
-        )
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LINE_LIMIT_BYTES
+            )
+        except OSError as error:  # e.g. too many processes or open files
+            raise ServerEnded(f"resnet50-server serve cannot be started: {error}") from error
         ready = asyncio.Event()
         self._reading = [
             asyncio.create_task(self._read_stdout(process, ready)),
@@ -127,7 +131,7 @@ class ServerProcess:
     async def _read_stdout(self, process: Process, ready: asyncio.Event) -> None:
         """Read the addresses that it prints once it is ready; the metrics' is the last line."""
         assert process.stdout is not None
-        while line := (await process.stdout.readline()).decode("utf-8", "replace").strip():
+        async for line in _lines(process.stdout):
             if line.startswith(LISTENING) and "unix:" not in line:
                 self.address = line.removeprefix(LISTENING)
             elif line.startswith(METRICS):
@@ -137,6 +141,18 @@ class ServerProcess:
     async def _read_stderr(self, process: Process) -> None:
         """Pass its log on, and keep the last lines."""
         assert process.stderr is not None
-        while line := (await process.stderr.readline()).decode("utf-8", "replace"):
+        async for line in _lines(process.stderr):
             self._last_lines.append(line.strip())
-            sys.stderr.write(line)
+            sys.stderr.write(f"{line}\n")
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Read a pipe to its end; of a line above `LINE_LIMIT_BYTES` only the rest is returned."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # too long: read on, or the pipe fills and the server waits
+            continue
+        if not line:
+            return
+        yield line.decode("utf-8", "replace").rstrip("\n")

@@ -74,6 +74,9 @@ class ServerReplica:
             shutil.rmtree(self._private, ignore_errors=True)
             await self._start_failed(str(error))
             raise RuntimeError(str(error)) from None
+        except BaseException:
+            shutil.rmtree(self._private, ignore_errors=True)
+            raise
         self._announced = False
         self._tasks = [asyncio.create_task(self._supervise())]
 
@@ -102,7 +105,11 @@ class ServerReplica:
 
         Raises:
             OSError: It does not. A server that is being restarted is not asked.
+            Exception: One that ended a task of this replica; Ray replaces the replica.
         """
+        for task in self._tasks:
+            if task.done():
+                task.result()
         if self._state == READY:
             await asyncio.to_thread(_check_live, self._process.metrics_url)
         if not self._announced:
@@ -139,15 +146,29 @@ class ServerReplica:
                 await asyncio.sleep(MIN_PAUSE_S * 2**early_ends)
                 started_s = time.monotonic()
                 try:
-                    await self._process.start()
-                    self._variants.forget()
-                    if self._config != VariantConfig():
-                        await self._variants.apply(self._config)
+                    await self._restart()
                     break
                 except (ServerEnded, VariantsFailed) as error:
                     reason, early_ends = str(error), early_ends + 1
             self._state, self._reason = READY, ""
             await self._announce()
+
+    async def _restart(self) -> None:
+        """Start the server again, with its variants.
+
+        Raises:
+            ServerEnded: It has ended.
+            VariantsFailed: It refuses a variant; it is stopped.
+        """
+        await self._process.start()
+        try:
+            self._variants.forget()
+            if self._config != VariantConfig():
+                await self._variants.apply(self._config)
+        except VariantsFailed:
+            # The next one needs its port and its memory.
+            await self._process.stop(self._options.drain_timeout_s + KILL_GRACE_S)
+            raise
 
     async def _announce_repeatedly(self) -> None:
         while True:
@@ -163,7 +184,10 @@ class ServerReplica:
             await self._directory.announce.remote(entry)
         except RayError:
             # It was deleted; or it is started again, and the next announcement reaches it.
-            self._directory = open_directory(self._app)
+            try:
+                self._directory = open_directory(self._app)
+            except Exception:  # Ray's are of many classes; a healthy server stays announced
+                log.exception("the directory of servers cannot be opened; it is tried again")
 
     async def _withdraw(self) -> None:
         with suppress(RayError):

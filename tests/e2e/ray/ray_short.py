@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 
@@ -11,6 +12,15 @@ import pytest
 
 from resnet50_client import Client
 from resnet50_server.ray.deploy import Deployment
+from resnet50_server.ray.directory import (
+    FORGET_S,
+    LISTED_S,
+    MIN_PAUSE_S,
+    READY,
+    Directory,
+    FailedStart,
+    ServerEntry,
+)
 from resnet50_server.ray.options import RayOptions
 from resnet50_server.ray.status import read_status
 from tests.support.offline import (
@@ -38,6 +48,24 @@ from tests.support.ray_servers import (
 
 # Ray warns of its own future, and leaves sockets and processes to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("default")
+
+
+def test_directory_forgets_killed_servers_and_old_failures(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    directory = Directory()
+    for number in range(400):
+        address = f"192.0.2.1:{number}"
+        directory.announce(ServerEntry(f"r{number}", "192.0.2.1", address, READY, "", 1))
+        directory.start_failed(FailedStart(f"r{number}", f"node {number}", "exit code 1"))
+        assert directory.pause_s(f"node {number}") == MIN_PAUSE_S
+        now += LISTED_S
+    assert len(pickle.dumps(directory)) < 10_000  # one server, 20 failures, pauses of 10 minutes
+    directory.start_failed(FailedStart("r", "node 399", "exit code 1"))
+    assert directory.pause_s("node 399") == 2 * MIN_PAUSE_S
+    now += FORGET_S
+    assert directory.pause_s("node 399") == 0.0
+    assert directory.servers() == []
 
 
 def test_no_call_fails_while_servers_are_added_and_removed(app):
