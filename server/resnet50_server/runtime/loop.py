@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -37,8 +36,8 @@ def call_on_loop(
         loop.call_soon_threadsafe(run)
     except RuntimeError as error:
         raise LoopTimeout("the event loop is closed") from error
-    try:
-        return future.result(timeout_s)
-    except FutureTimeout as error:
+    done, _ = wait((future,), timeout_s)
+    if not done:
         future.cancel()
-        raise LoopTimeout(f"the event loop has not responded for {timeout_s:g} s") from error
+        raise LoopTimeout(f"the event loop has not responded for {timeout_s:g} s")
+    return future.result()

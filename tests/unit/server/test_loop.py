@@ -16,6 +16,12 @@ async def test_result_and_exception_of_the_function_are_passed_on():
     with pytest.raises(ZeroDivisionError):
         await asyncio.to_thread(call_on_loop, loop, lambda: 1 // 0, 30)
 
+    def time_out() -> None:
+        raise TimeoutError  # of the function, not of the loop
+
+    with pytest.raises(TimeoutError):
+        await asyncio.to_thread(call_on_loop, loop, time_out, 30)
+
 
 async def test_blocked_loop_is_reported_and_the_function_is_not_run():
     loop, calls, errors = asyncio.get_running_loop(), [], []
