@@ -19,8 +19,9 @@ from unittest import mock
 import grpc
 
 from resnet50.v1 import inference_pb2, variant_pb2
-from resnet50_server import server as app
+from resnet50_server import parts
 from resnet50_server.inference.admission import Admission
+from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 
 SECRET = "fuzz-0123456789-fuzz-0123456789"
@@ -106,7 +107,7 @@ class Calls:
             drain_timeout_s=0.1,
         )
         with self._watched():
-            self.server = app.Server(settings)
+            self.server = Server(settings)
             self._loop.run_until_complete(self.server.start())
 
     def close(self) -> None:
@@ -177,7 +178,7 @@ class Calls:
 
         with (
             mock.patch.object(grpc.aio, "server", server),
-            mock.patch.object(app, "Admission", admission),
+            mock.patch.object(parts, "Admission", admission),
         ):
             yield
 

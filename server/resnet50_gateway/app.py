@@ -41,12 +41,14 @@ from .weaviate import error_response as weaviate_error
 log = logging.getLogger(__name__)
 
 CONSOLE = Path(__file__).parent / "console"
-# Clients of these paths parse errors in a form of their own; others get problem details.
+# Clients of these paths, and of those below the ones that end in "/" or ".", parse errors in a form
+# of their own; others get problem details.
 _ERROR_FORMS: dict[str, Callable[[Problem], Response]] = {
     "/v1/embeddings": embeddings_error,
     "/vectors": weaviate_error,
     "/.well-known/": weaviate_error,
     "/v2": open_inference_error,
+    "/v2/": open_inference_error,
     "/resnet50.v1.": connect_error,
 }
 _CODES = {404: "NOT_FOUND", 405: "UNIMPLEMENTED", 400: "INVALID_ARGUMENT"}
@@ -134,7 +136,7 @@ def problem_response(path: str, problem: Problem, request_id: str) -> Response:
         request_id: Connects the response with the server's log.
     """
     for prefix, form in _ERROR_FORMS.items():
-        if path.startswith(prefix):
+        if path == prefix or (prefix[-1] in "/." and path.startswith(prefix)):
             return form(problem)
     return problem.response(request_id)
 

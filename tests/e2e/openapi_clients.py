@@ -35,7 +35,7 @@ NODE_PACKAGES = (
     "typescript@5.9.3",
     "@types/node@20",
 )
-GENERATED = "resnet50_http"
+GENERATED = "resnet_images"
 TIMEOUT_S = 300.0
 
 

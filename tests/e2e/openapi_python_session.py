@@ -11,10 +11,10 @@ import json
 import sys
 from pathlib import Path
 
-from resnet50_http import AuthenticatedClient, Client
-from resnet50_http.api.embedding_clients import embeddings, vectors
-from resnet50_http.api.images import classify, classify_batch, embed, embed_batch
-from resnet50_http.api.open_inference_protocol import (
+from resnet_images import AuthenticatedClient, Client
+from resnet_images.api.embedding_clients import embeddings, vectors
+from resnet_images.api.images import classify, classify_batch, embed, embed_batch
+from resnet_images.api.open_inference_protocol import (
     oip_all_stats,
     oip_config,
     oip_index,
@@ -22,8 +22,8 @@ from resnet50_http.api.open_inference_protocol import (
     oip_model,
     oip_ready,
 )
-from resnet50_http.api.variants import list_variants
-from resnet50_http.models import (
+from resnet_images.api.variants import list_variants
+from resnet_images.models import (
     EmbeddingsRequest,
     ImageForm,
     ImagesForm,
@@ -35,7 +35,7 @@ from resnet50_http.models import (
     Problem,
     WeaviateRequest,
 )
-from resnet50_http.types import File
+from resnet_images.types import File
 
 
 def main() -> None:

@@ -99,6 +99,8 @@ async def _serve_until(
     except UnusableSetting as error:
         complain(f"resnet50-server: {error}")
         return 2
+    except ModuleNotFoundError:
+        raise  # the command says which extra has it
     except Exception as error:
         if not isinstance(error, EXPECTED_ERRORS):
             log.error("the server could not start", exc_info=error)

@@ -143,7 +143,8 @@ async def test_variants_are_described(kind):
     assert default.latency == listed[0].latency
     assert default.latency.alpha_ms == pytest.approx(learned.alpha_s * 1e3)
     assert default.latency.beta_ms == pytest.approx(learned.beta_s * 1e3)
-    assert default.latency.alpha_ms > 0  # learned while warming up
+    # Learned while warming up; either may be 0.
+    assert default.latency.alpha_ms + default.latency.beta_ms > 0
     assert [variant.name for variant in listed] == ["IMAGENET1K_V1", "IMAGENET1K_V2"]
     assert (default.name, default.server_default, default.state) == ("IMAGENET1K_V1", True, "ready")
     assert (spelled.name, spelled.transform.resize) == ("IMAGENET1K_V2", 232)

@@ -45,9 +45,9 @@ async def test_server_serves_on_its_address_and_its_socket(tmp_path):
     ("settings", "reason"),
     [
         ({"engine": "torch", "device": "cuda:99"}, "exit code 1: .*cuda:99"),
-        ({"max_batch_size": 0}, "exit code 2: .*max_batch_size"),
+        ({"variants": ["a=/missing"]}, "exit code [12]: .*/missing"),
     ],
-    ids=["device", "setting"],
+    ids=["device", "weights"],
 )
 async def test_server_that_cannot_start_says_why(tmp_path, settings, reason):
     process = process_of(tmp_path, **settings)

@@ -161,7 +161,7 @@ def test_token_gives_name_and_scopes(with_tokens, value, name, scopes, says):
 def test_call_without_a_valid_token_is_refused_with_the_reason(with_tokens, metadata, reason, says):
     with pytest.raises(Unauthenticated) as refused:
         with_tokens.authenticate(metadata, PEER, says)
-    assert refused.value.reason == reason
+    assert refused.value.error_reason == reason
     assert code_of(refused.value) == "UNAUTHENTICATED"
     # A refusal repeats nothing of what was sent; it may be logged.
     for secret in ("camera-s", "CAMERA-S", "old-secret", "xxxx"):
