@@ -7,6 +7,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,8 +18,14 @@ from tests.e2e.proxies.probe import DETAILS, MESSAGE, Client, Probe
 from tests.e2e.proxies.waiting import PATIENCE_S, wait_until
 
 LARGE = 10 * 2**20
-# Maximum bytes of a stream that its reader has not read: in windows, and in buffers of the kernel.
-HELD_BYTES = 32 * 2**20
+# Maximum bytes of a stream that its reader has not read: in windows, and in the kernel's buffers of
+# two connections, which grow up to limits of this machine.
+HELD_BYTES = 16 * 2**20 + 2 * sum(
+    int(Path(f"/proc/sys/net/ipv4/{name}").read_text().split()[2])
+    for name in ("tcp_rmem", "tcp_wmem")
+)
+# Of a stream that is to be held back.
+STREAM_BYTES = 2 * HELD_BYTES
 
 Check = Callable[[Client, "list[Probe]", Running], None]
 
@@ -94,7 +101,7 @@ def cancelled_calls_end_at_the_server(
 
 def unread_requests_are_held_back(client: Client, probes: list[Probe], running: Running) -> None:
     """A server that reads no messages stops their sender, and no other call."""
-    messages, sent = 128 * 2**20 // len(MESSAGE), itertools.count()
+    messages, sent = STREAM_BYTES // len(MESSAGE), itertools.count()
     given = 0
 
     def source() -> Iterator[bytes]:
@@ -119,7 +126,7 @@ def unread_requests_are_held_back(client: Client, probes: list[Probe], running: 
 
 def unread_responses_are_held_back(client: Client, probes: list[Probe], running: Running) -> None:
     """A client that reads no messages stops their server, and no other call."""
-    messages = 128 * 2**20 // len(MESSAGE)
+    messages = STREAM_BYTES // len(MESSAGE)
     for probe in probes:
         probe.sent = 0
     call = client.flood(str(messages).encode(), timeout=PATIENCE_S)
