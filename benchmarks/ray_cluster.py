@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import ray
@@ -47,8 +48,8 @@ TIMED = COMMON | {
     "max_batch_size": 8,
 }
 COUNTS = (1, 2, 4)
-# The first and the last batch of each server are not full.
-IMAGES_OF_EACH = 384
+# A run starts with few images in flight, and ends with batches that are not full.
+IMAGES_OF_EACH = 1536
 IDLE_S = 10.0
 
 
@@ -111,7 +112,7 @@ def measure_cpu() -> None:
     print(f"cpu ray / plain: {ratio(spent['ray'], spent['plain'])}, {2 * TURNS} pairs")
 
 
-def measure_throughput() -> None:
+def measure_throughput(images_of_each: int = IMAGES_OF_EACH) -> None:
     """Deploy 1, 2 and 4 servers, and call them."""
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     for turn in range(3):
@@ -120,7 +121,7 @@ def measure_throughput() -> None:
             with Client.from_ray(APP) as client:
                 rate(client, 32 * count)  # connects to each of them
                 before, began = time.process_time(), time.perf_counter()
-                rates[count].append(rate(client, IMAGES_OF_EACH * count))
+                rates[count].append(rate(client, images_of_each * count))
                 busy = (time.process_time() - before) / (time.perf_counter() - began)
             print(
                 f"throughput, turn {turn}, servers {count}: {rates[count][-1]:.1f} images/s, client"
@@ -205,8 +206,13 @@ def main() -> None:
     """Run what was asked for, or everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*MEASURES, []], help="default: all")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES_OF_EACH, help="of each server in `throughput`"
+    )
+    arguments = parser.parse_args()
+    MEASURES["throughput"] = partial(measure_throughput, arguments.images)
     with cluster():
-        for name in parser.parse_args().names or MEASURES:
+        for name in arguments.names or MEASURES:
             MEASURES[name]()
             delete_app(APP)
 
