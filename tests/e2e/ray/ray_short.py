@@ -120,9 +120,8 @@ def test_first_failed_start_is_told_in_both_statuses(app):
     wait_until(lambda: read_status(app).failed_starts)
     ours_s = time.monotonic() - began
     wait_until(lambda: "cuda:7 was asked for" in read_status(app).message)
-    print(
-        f"a failed start is told within {ours_s:.1f} s, by Serve {time.monotonic() - began:.1f} s"
-    )
+    serves_s = time.monotonic() - began
+    print(f"failed start reported after {ours_s:.1f} s, by Serve after {serves_s:.1f} s")
     found = read_status(app).failed_starts[0].reason
     assert "exit code 1: resnet50-server: device: cuda:7 was asked for" in found
 
