@@ -6,7 +6,7 @@ FUZZ_S ?= 300
 JOBS   ?= 3
 # For `make proxies`: names; all of them by default.
 PROXIES ?=
-# "cpu": PyTorch without CUDA, for `make demo` and `make serve` in a new $(VENV).
+# "cpu": PyTorch without CUDA, in a new $(VENV).
 TORCH  ?=
 ifeq ($(TORCH),cpu)
 DEMO_SIZE = 1.2 GB on disk, 2 minutes and the download of 0.5 GB.
@@ -30,6 +30,7 @@ help:  ## Show this list
 # Packages for development; they include those of the demo.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(TORCH_CPU)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(VENV)/demo $@
 

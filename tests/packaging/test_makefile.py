@@ -44,11 +44,12 @@ def test_demo_says_its_size_before_it_installs(venv):
     assert size.startswith("echo ") and " GB" in size and "TORCH=cpu" in size
 
 
-def test_cpu_build_of_pytorch_is_installed_on_request(venv):
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_cpu_build_of_pytorch_is_installed_on_request(target, venv):
     index = "--index-url https://download.pytorch.org/whl/cpu torch torchvision"
-    assert index in make(venv, "demo", "TORCH=cpu").stdout
-    assert index not in make(venv, "demo").stdout
-    refused = make(venv, "demo", "TORCH=gpu")
+    assert index in make(venv, target, "TORCH=cpu").stdout
+    assert index not in make(venv, target).stdout
+    refused = make(venv, target, "TORCH=gpu")
     assert refused.returncode != 0
     assert "TORCH=gpu: the only value is cpu" in refused.stderr
 
