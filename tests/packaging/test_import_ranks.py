@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.support.imports import modules
 
-SERVER = Path(__file__).resolve().parents[2] / "server" / "resnet50_server"
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = ROOT / "server" / "resnet50_server"
 # From the bottom to the top; a package may import from its own rank and those below it.
 RANKS = [
     {"runtime"},
@@ -53,6 +56,18 @@ def upward(root: Path) -> list[str]:
     return wrong
 
 
+def unordered(page: str) -> list[str]:
+    """Return the neighbouring rows of a page's table of packages whose ranks go up."""
+    cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.M)
+    rows = [found for cell in cells if RANK.keys() >= set(found := re.findall(r"\w+", cell))]
+    assert sum(map(len, rows)) == sum(path.is_file() for path in SERVER.glob("*/__init__.py"))
+    return [
+        f"{', '.join(upper)} is above {', '.join(lower)}"
+        for upper, lower in pairwise(rows)
+        if min(RANK[name] for name in upper) < max(RANK[name] for name in lower)
+    ]
+
+
 def misplaced(root: Path) -> list[str]:
     """Return the imports of third-party modules from where they do not belong."""
     return [
@@ -67,6 +82,11 @@ def misplaced(root: Path) -> list[str]:
 
 def test_no_import_of_the_server_goes_up():
     assert upward(SERVER) == []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/explanation/architecture.md"])
+def test_the_tables_of_packages_are_ordered_by_rank(page):
+    assert unordered((ROOT / page).read_text()) == []
 
 
 def test_grpc_torch_and_telemetry_stay_in_their_packages():
