@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .file_formats import START_BYTES, image_format, other_format
+from .signatures import START_BYTES, image_format, other_format
 
 STDIN = "-"
 # Of the formats that servers decode; other files are recognised by their first bytes.

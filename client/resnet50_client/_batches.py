@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from ._batch_sizes import MAX_BATCH_IMAGES, BatchSizes
+from ._bulk_flow_control import FlowControl
 from ._bulk_images import (
     BatchCall,
     BulkImage,
@@ -20,7 +21,6 @@ from ._bulk_images import (
     late,
 )
 from ._codec import with_origin
-from ._flow_control import FlowControl
 from ._outcomes import OutcomeQueue
 from ._preprocessed import ImageContent
 from ._retries import MAX_SENDS, backoff_s

@@ -10,8 +10,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -19,9 +17,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from .body import BodyReader
+from .cors import cors_middleware
 from .embeddings import EmbeddingRoutes
 from .embeddings import error_response as embeddings_error
-from .exchange import FORWARDED, REQUEST_ID, TIMEOUT_HEADER, request_id_of
+from .exchange import request_id_of
 from .images import ImageRoutes
 from .live import LiveFigures
 from .metrics import Metrics
@@ -90,29 +89,10 @@ def create_app(
         metrics: Counts requests.
         closing: Set when the gateway stops; endless responses end then.
     """
-    middleware = []
-    if settings.cors_origin:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origin,
-                allow_methods=["GET", "POST"],
-                allow_headers=[
-                    *("content-type", *FORWARDED, REQUEST_ID, TIMEOUT_HEADER),
-                    *("connect-protocol-version", "connect-timeout-ms"),
-                    *("x-grpc-web", "x-user-agent", "grpc-timeout"),
-                ],
-                expose_headers=[
-                    *(REQUEST_ID, "retry-after", "grpc-status", "grpc-message"),
-                    *("grpc-status-details-bin", "x-variant", "x-variant-digest"),
-                    *("x-embedding-space", "x-embedding-dimension", "x-embedding-count"),
-                ],
-            )
-        )
     routes = routes_of(settings, upstream, closing)
     app = Starlette(
         routes=routes,
-        middleware=middleware,
+        middleware=cors_middleware(settings),
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_problem,

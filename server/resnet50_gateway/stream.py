@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 from starlette.routing import BaseRoute, WebSocketRoute
@@ -23,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from resnet50.v1 import image_pb2, inference_pb2
 
 from . import query
+from .cors import check_origin
 from .exchange import metadata_of
 from .inference import CLASSIFY, EMBED, Task
 from .json_messages import to_json
@@ -65,7 +65,7 @@ class StreamRoutes:
         client = socket.client.host if socket.client is not None else ""
         self._by_client[client] += 1
         try:
-            self._check_origin(socket)
+            check_origin(socket, self._settings)
             self._check_limit("max_streams", sum(self._by_client.values()))
             self._check_limit("max_streams_per_client", self._by_client[client])
             await self._run(socket)
@@ -79,25 +79,6 @@ class StreamRoutes:
             self._by_client[client] -= 1
             if not self._by_client[client]:
                 del self._by_client[client]
-
-    def _check_origin(self, socket: WebSocket) -> None:
-        """Refuse pages of other origins, which browsers let open a WebSocket.
-
-        Raises:
-            Problem: It is refused.
-        """
-        origin = socket.headers.get("origin")
-        if (
-            origin is not None
-            and origin not in self._settings.cors_origin
-            and urlsplit(origin).netloc != socket.headers.get("host")
-        ):
-            raise Problem(
-                "PERMISSION_DENIED",
-                f"origin: pages of {origin[:128]!r} may not open a stream; name it with"
-                " --cors-origin",
-                field="origin",
-            )
 
     def _check_limit(self, setting: str, count: int) -> None:
         """Refuse a stream beyond a limit.

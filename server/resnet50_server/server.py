@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from resnet50_server.api.drain import reject_arriving
 from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.settings import Settings
 from resnet50_server.snapshot import take_snapshot
@@ -15,14 +16,6 @@ from resnet50_server.telemetry.snapshot import ServerSnapshot
 from .parts import Parts, build
 
 log = logging.getLogger(__name__)
-
-# When gRPC stops it cancels the calls that have arrived but that it has not handed over yet, and
-# their clients see CANCELLED (grpc/grpc#41785). So calls are rejected first, until none has arrived
-# for `DRAIN_QUIET_S`, and for `MAX_REJECT_S` at most. A wait that ends more than `MAX_LATE_S` late
-# shows nothing: the loop was stalled, and calls that arrived meanwhile have not been handed over.
-DRAIN_QUIET_S = 0.05
-MAX_LATE_S = 0.01
-MAX_REJECT_S = 1.0
 
 
 class Server:
@@ -109,16 +102,8 @@ class Server:
     async def reject_new(self) -> None:
         """Drain, and reject the requests that are on their way until no more arrive."""
         self.drain()
-        if self._parts is None:
-            return
-        admission, loop = self._parts.admission, asyncio.get_running_loop()
-        ends = loop.time() + min(MAX_REJECT_S, self._settings.drain_timeout_s)
-        while (now := loop.time()) < ends:
-            before = admission.refused_while_draining
-            await asyncio.sleep(DRAIN_QUIET_S)
-            in_time = loop.time() - now <= DRAIN_QUIET_S + MAX_LATE_S
-            if in_time and admission.refused_while_draining == before:
-                break
+        if self._parts is not None:
+            await reject_arriving(self._parts.admission, self._settings.drain_timeout_s)
 
     async def stop(self) -> None:
         """Drain, complete the requests in flight within `drain_timeout_s`, then stop."""

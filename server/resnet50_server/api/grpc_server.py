@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.quotas import Limits
 from resnet50_server.settings import Settings
 
+from .drain import stop_when_idle
 from .guard import RpcGuard
 from .health import HealthReporter
 from .inference_service import InferenceServicer
@@ -74,10 +74,6 @@ PROBE_LIMITS = Limits(
 )
 # Their requests are small and arrive with the call.
 SMALL_RECEIVE_TIMEOUT_S = 2.0
-# During a drain: how often idleness is checked, and how long the last responses have to be sent.
-DRAIN_POLL_S = 0.02
-LAST_RESPONSES_S = 0.5
-NO_LIMIT_S = 1e6
 
 
 def methods(settings: Settings) -> dict[str, str]:
@@ -159,21 +155,7 @@ class GrpcServer:
         Args:
             timeout_s: The most that calls in flight may take, in seconds.
         """
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + timeout_s
-        # Waits for calls in flight. Streams that watch health never end, so the wait is cut short
-        # once all images have been answered. The first `stop` has no limit of its own: of two whose
-        # limits end together, one would cancel the calls of a server that the other has destroyed,
-        # and crash.
-        stopping = asyncio.create_task(self._server.stop(NO_LIMIT_S), name="stop gRPC")
-        while not stopping.done() and loop.time() < ends:
-            if self._inference.idle:
-                ends = min(ends, loop.time() + LAST_RESPONSES_S)
-                await asyncio.wait([stopping], timeout=ends - loop.time())
-                break
-            await asyncio.wait([stopping], timeout=DRAIN_POLL_S)
-        await self._server.stop(None)
-        await stopping
+        await stop_when_idle(self._server, lambda: self._inference.idle, timeout_s)
         self.unsent.close()
 
     def _add_inference(self, admission: Admission, events: ServerEvents) -> None:

@@ -9,8 +9,9 @@ from resnet50_server.images.transform import LongerSide, Transform
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
+from resnet50_server.rollout.comparison import Comparison, SideStats
 from resnet50_server.rollout.router import ActiveSplit, TrafficRouter
-from resnet50_server.rollout.split import Comparison, SideStats, Split
+from resnet50_server.rollout.split import Split
 from resnet50_server.variants.spec import EMBEDDING_DIMENSION, VariantSpec
 
 from .call import GrpcContext

@@ -18,9 +18,9 @@ from resnet50_server.context import RequestContext
 from resnet50_server.engines.base import Engine
 from resnet50_server.errors import ServingError, VariantUnhealthy
 
-from .failures import deadline_error, fail_pending
 from .fair_queue import Entry, FairQueue
 from .latency import LatencyModel
+from .request_errors import deadline_error, fail_pending
 from .result import Result
 from .variant_health import VariantHealth
 

@@ -27,8 +27,8 @@ from resnet50_server.errors import DoesNotFit, EngineFailed
 from resnet50_server.runtime.fatal import DeviceLost
 from resnet50_server.runtime.tracebacks import clear_tracebacks
 
-from .failures import fail_pending
 from .queue import PendingRequest, VariantQueue
+from .request_errors import fail_pending
 
 if TYPE_CHECKING:
     from .batch import InFlightBatch

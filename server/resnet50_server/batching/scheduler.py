@@ -28,10 +28,10 @@ from resnet50_server.runtime.worker_threads import WorkerThreads
 
 from .batch import BatchPolicy, InFlightBatch
 from .deadlines import DeadlinePolicy
-from .failures import fail_pending
 from .hang_detector import HangDetector
 from .latency import JitterMargin
 from .queue import TIMER_SLACK_S, CancelCounts, PendingRequest, Undecoded, VariantQueue
+from .request_errors import fail_pending
 from .result import Result
 from .retry import AdaptiveBatchLimit, RetryQueue
 

@@ -17,8 +17,9 @@ from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 from resnet50_server.lifecycle.registry import VariantRegistry
 from resnet50_server.variants.spec import VariantSpec
 
+from .comparison import SideStats, SplitStats
 from .shadow import Compute, ShadowRequest, ShadowWorker, output_of
-from .split import SideStats, Split, SplitStats, category_difference, obstacle
+from .split import Split, category_difference, obstacle
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from resnet50_server.images.source import Source, size_bytes
 from resnet50_server.inference.pipeline import InferenceTask
 from resnet50_server.lifecycle.loaded_variant import LoadedVariant
 
-from .split import Output, SplitStats
+from .comparison import Output, SplitStats
 
 log = logging.getLogger(__name__)
 

@@ -16,17 +16,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from .groups import (
-    Batching,
-    Cache,
-    Compute,
-    General,
-    Observability,
-    Variants,
-)
+from .batching import Batching
+from .cache import Cache
+from .compute import Compute
+from .general import General
 from .limits import Limits
 from .network import Authentication, Network
+from .observability import Observability
 from .timeouts import Timeouts
+from .variants import Variants
 
 ENV_PREFIX = "RESNET50_"
 # Variables of the client, which may share an environment with a server; tests/packaging compares.

@@ -19,9 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import resnet50_client
 import resnet50_server.parts
-import resnet50_server.server
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_client import RetryPolicy
+from resnet50_server.api.drain import QUIET_S
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from tests.support.clients import Caller, items
@@ -168,7 +168,7 @@ async def test_calls_that_arrive_while_the_loop_is_stalled_are_refused_as_unavai
             rejecting = asyncio.create_task(server.reject_new())
             await until(lambda: server.snapshot().draining)
             calls = [stub.Classify.future(request) for _ in range(50)]
-            time.sleep(5 * resnet50_server.server.DRAIN_QUIET_S)
+            time.sleep(5 * QUIET_S)
             await rejecting
             await server.stop()
             codes = [await asyncio.to_thread(call.code) for call in calls]

@@ -20,7 +20,7 @@ from resnet50_client import (
     Client,
 )
 from resnet50_client._batches import READ_AHEAD
-from resnet50_client._flow_control import START_WINDOW
+from resnet50_client._bulk_flow_control import START_WINDOW
 from resnet50_client.testing import FakeServer
 from tests.support.bulk_calls import TINY, collect, labels, numbered
 from tests.support.clients import Caller, items

@@ -10,7 +10,7 @@ import pytest
 
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, result_pb2
 from resnet50_server.api.image_batch import IMAGES_PER_TURN
-from resnet50_server.batching.failures import fail_pending
+from resnet50_server.batching.request_errors import fail_pending
 from resnet50_server.errors import ShuttingDown
 from tests.support.pictures import encode, picture
 from tests.support.scrape import ON, scrape

@@ -8,7 +8,7 @@ import pytest
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc
 from resnet50_client._aio_status import keep_status
 from resnet50_server.batching.deadlines import DeadlinePolicy
-from resnet50_server.batching.failures import fail_pending
+from resnet50_server.batching.request_errors import fail_pending
 from resnet50_server.errors import DeadlineUnreachable, ShuttingDown
 from tests.support.pictures import encode, photo_like
 from tests.support.serving import DECODING, connected, queues_of, serving, until

@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from resnet50_bulk.file_formats import START_BYTES, image_format
 from resnet50_bulk.image_files import IMAGE_SUFFIXES, LeftOut, find_images
+from resnet50_bulk.signatures import START_BYTES, image_format
 from resnet50_cli.name_lists import chosen_names, listed_names
 from resnet50_server.images.signatures import Format
 from tests.support.pictures import encode, photo_like

@@ -20,7 +20,7 @@ from resnet50_client._batches import (
     MAX_BYTES,
     READ_AHEAD,
 )
-from resnet50_client._flow_control import (
+from resnet50_client._bulk_flow_control import (
     CALLS_PER_WINDOW,
 )
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES

@@ -12,6 +12,7 @@ import pytest
 
 from resnet50_server.batching.result import Result
 from resnet50_server.errors import EngineFailed, InvalidImage, Overloaded, Unloading
+from resnet50_server.rollout.comparison import Output, SplitStats
 from resnet50_server.rollout.shadow import (
     MAX_WAITING,
     MAX_WAITING_BYTES,
@@ -19,7 +20,6 @@ from resnet50_server.rollout.shadow import (
     ShadowWorker,
     output_of,
 )
-from resnet50_server.rollout.split import Output, SplitStats
 from tests.support.serving import until
 
 CANDIDATE = SimpleNamespace(spec=SimpleNamespace(categories=["dog", "cat"]))

@@ -8,13 +8,13 @@ from resnet50_client import (
     InvalidRequestError,
     RetryPolicy,
 )
-from resnet50_client._bulk_images import BulkLimits
-from resnet50_client._flow_control import (
+from resnet50_client._bulk_flow_control import (
     INCREASE,
     MAX_WINDOW,
     START_WINDOW,
     FlowControl,
 )
+from resnet50_client._bulk_images import BulkLimits
 from tests.support.bulk_state import Run
 
 
