@@ -43,6 +43,7 @@ def heif(
     before: bytes = b"",
     primary: int | None = 1,
     inside: bytes = b"",
+    beside: bytes = b"",
 ) -> bytes:
     """Return a file of items, numbered from 1.
 
@@ -53,6 +54,7 @@ def heif(
         before: Boxes before the list of items.
         primary: The number of the primary item.
         inside: Boxes at the end of the list of items.
+        beside: Boxes behind the list of properties.
     """
     start = box(b"ftyp", major, bytes(4), *compatible) + before
     properties: list[bytes] = []
@@ -81,6 +83,7 @@ def heif(
         box(
             b"iprp",
             box(b"ipco", *properties),
+            beside,
             full(b"ipma", 0, struct.pack(">I", len(items)), associations, flags=1),
         ),
         *([full(b"iref", 0, references)] if references else []),
@@ -151,13 +154,14 @@ def _escaped(unit: bytes) -> bytes:
     return bytes(out)
 
 
-def hevc_parameters(size: Size, sub_layers: int = 0) -> bytes:
-    """Return a sequence parameter set."""
-    bits = "0000" + f"{sub_layers:03b}" + "1" + "0" * 88 + f"{93:08b}"
+def hevc_parameters(size: Size, sub_layers: int = 0, *, zeros: bool = False) -> bytes:
+    """Return a sequence parameter set; with `zeros`, two zero bytes begin within its header."""
+    nesting = "0" if zeros else "1"
+    bits = "0000" + f"{sub_layers:03b}" + nesting + "0" * 88 + f"{93:08b}"
     bits += "11" * sub_layers + ("00" * (8 - sub_layers) if sub_layers else "")
     bits += ("0" * 88 + f"{93:08b}") * sub_layers
     bits += _exp_golomb(0) + _exp_golomb(1) + _exp_golomb(size[0]) + _exp_golomb(size[1]) + "1"
-    return _escaped(bytes([33 << 1, 1]) + _packed(bits))
+    return _escaped(bytes([33 << 1, 0 if zeros else 1]) + _packed(bits))
 
 
 def hvcc(*parameter_sets: bytes) -> bytes:
@@ -185,8 +189,14 @@ def heic(declared: Size, coded: Size, pictures: int = 1) -> bytes:
     return heif([item], b"mif1", b"heic", major=b"heic")
 
 
-def grid_content(size: Size, rows: int, columns: int) -> bytes:
-    return struct.pack(">BBBBHH", 0, 0, rows - 1, columns - 1, *size)
+def grid_content(size: Size, rows: int, columns: int, flags: int = 0) -> bytes:
+    return struct.pack(">BBBBHH", 0, flags, rows - 1, columns - 1, *size)
+
+
+def alpha_of(number: int, size: Size) -> Item:
+    """Return the alpha of another item."""
+    kind = full(b"auxC", 0, b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0")
+    return Item(b"av01", av1(size), size, kind, references=[(b"auxl", [number])])
 
 
 def avif_grid(declared: Size, output: Size, tile: Size, tiles: int) -> bytes:

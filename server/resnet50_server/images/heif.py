@@ -7,6 +7,7 @@ picture's own header gives: a file of 300 bytes may declare 64 x 64 pixels and h
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from PIL import AvifImagePlugin, Image
@@ -145,9 +146,11 @@ class _Guard:
         declared = primary.size
         if declared is None:
             raise InvalidImage(FIELD, f"is {_NAMED[self._name]} file whose picture has no size")
-        others = [self._item(number) for number in primary.auxiliary]
-        shown = [primary, *(item for item in others if _is_alpha(item))]
+        shown = [primary, *(self._item(number) for number in self._alpha(primary))]
         coded = sum(self._coded_pixels(item) for item in shown)
+        # Tiles may have alpha each, instead of the picture that they make.
+        for part, times in Counter(primary.parts).items():
+            coded += times * sum(map(self._picture_pixels, self._alpha(self._item(part))))
         limit = max(MAX_CODED_TIMES * declared[0] * declared[1], MIN_CODED_PIXELS)
         if coded > limit:
             raise InvalidImage(
@@ -207,6 +210,11 @@ class _Guard:
             self._pixels[number] = self._coded_pixels(item)
         return self._pixels[number]
 
+    def _alpha(self, item: Item) -> list[int]:
+        """Return the numbers of the items that hold an item's alpha, each once."""
+        others = dict.fromkeys(item.auxiliary)
+        return [number for number in others if _is_alpha(self._item(number))]
+
     def _item(self, number: int) -> Item:
         assert self._pictures is not None
         return self._pictures.items.get(number) or Item()
@@ -235,6 +243,6 @@ def _is_alpha(item: Item) -> bool:
 
 def _grid_pixels(content: bytes) -> int:
     """Return width x height of a grid (ISO/IEC 23008-12 section 6.6.2.3)."""
-    length = 4 if content[1:2] > b"\0" else 2
+    length = 4 if content[1:2] and content[1] & 1 else 2
     width = int.from_bytes(content[4 : 4 + length], "big")
     return width * int.from_bytes(content[4 + length : 4 + 2 * length], "big")

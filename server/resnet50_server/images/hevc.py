@@ -66,8 +66,9 @@ def _units(content: memoryview, length_bytes: int) -> Iterator[bytes]:
 
 def _picture_pixels(unit: bytes) -> int:
     """Return width x height of a sequence parameter set (section 7.3.2.2)."""
-    # Behind two zeros, a 3 only keeps the bytes from looking like the start of a unit.
-    bits = Bits(unit[2:_READ_BYTES].replace(b"\0\0\3", b"\0\0"))
+    # Behind two zeros, a 3 only keeps the bytes from looking like the start of a unit. Decoders
+    # leave it out of the unit's header, too: the second byte of that may be zero.
+    bits = Bits(unit[:_READ_BYTES].replace(b"\0\0\3", b"\0\0")[2:])
     bits.read(4)  # sps_video_parameter_set_id
     sub_layers = bits.read(3)
     bits.read(1 + 88 + 8)  # temporal_id_nesting_flag, the general profile and its level

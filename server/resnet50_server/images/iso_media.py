@@ -204,10 +204,12 @@ def _read_kinds(boxes: _Boxes, pictures: Pictures, start: int, end: int) -> None
 def _read_properties(boxes: _Boxes, pictures: Pictures, start: int, end: int) -> None:
     """Read properties and whose they are (ItemPropertiesBox)."""
     content = boxes.content
-    properties: list[tuple[bytes, bytes]] = []
+    properties: list[tuple[bytes, bytes]] | None = None
     associations: list[tuple[int, int]] = []
     for kind, at, stop in boxes.within(start, end):
         if kind == b"ipco":
+            if properties is not None:  # decoders take either
+                raise _broken("it has two lists of properties")
             properties = [
                 (name, content[begin:close]) for name, begin, close in boxes.within(at, stop)
             ]
@@ -226,7 +228,7 @@ def _read_properties(boxes: _Boxes, pictures: Pictures, start: int, end: int) ->
             for _ in range(count):
                 # The highest bit says that the property may not be ignored.
                 index = _number(content, at, index_bytes) & ((1 << 8 * index_bytes - 1) - 1)
-                if 0 < index <= len(properties):
+                if properties is not None and 0 < index <= len(properties):
                     item.properties.append(properties[index - 1])
                 at += index_bytes
 

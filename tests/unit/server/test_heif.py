@@ -16,6 +16,7 @@ from resnet50_server.errors import InvalidImage
 from resnet50_server.images import heif
 from resnet50_server.images.decode import decode
 from resnet50_server.images.formats import check_header
+from resnet50_server.images.iso_media import Item
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.transform import Transform
 from tests.support import hostile_heif as attacks
@@ -178,17 +179,38 @@ HOSTILE = {
         attacks.avif_grid(SMALL, (16384, 16384), SMALL, 1),
         CODED,
     ),
-    "alpha that is larger": (
+    "grid of another flag": (
         attacks.heif(
             [
-                attacks.Item(b"av01", attacks.av1(SMALL), SMALL),
                 attacks.Item(
-                    b"av01",
-                    attacks.av1(HUGE),
+                    b"grid",
+                    attacks.grid_content(HUGE, 1, 1, flags=2),
                     SMALL,
-                    attacks.full(b"auxC", 0, b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"),
-                    references=[(b"auxl", [1])],
+                    references=[(b"dimg", [2])],
                 ),
+                attacks.Item(b"av01", attacks.av1(SMALL), SMALL),
+            ],
+            b"mif1",
+        ),
+        CODED,
+    ),
+    "alpha that is larger": (
+        attacks.heif(
+            [attacks.Item(b"av01", attacks.av1(SMALL), SMALL), attacks.alpha_of(1, HUGE)], b"mif1"
+        ),
+        "coded as 268439552",
+    ),
+    "alpha of a tile that is larger": (
+        attacks.heif(
+            [
+                attacks.Item(
+                    b"grid",
+                    attacks.grid_content(SMALL, 1, 1),
+                    SMALL,
+                    references=[(b"dimg", [2])],
+                ),
+                attacks.Item(b"av01", attacks.av1(SMALL), SMALL),
+                attacks.alpha_of(2, HUGE),
             ],
             b"mif1",
         ),
@@ -248,6 +270,13 @@ HOSTILE = {
         attacks.avif(SMALL, SMALL) + attacks.full(b"meta", 0),
         "two lists of pictures",
     ),
+    "two lists of properties": (
+        attacks.heif(
+            [attacks.Item(b"av01", attacks.av1(SMALL), SMALL)],
+            beside=attacks.box(b"ipco", attacks.ispe(HUGE)),
+        ),
+        "two lists of properties",
+    ),
     "two sizes": (
         attacks.heif(
             [attacks.Item(b"av01", attacks.av1(SMALL), SMALL, more=(attacks.ispe(HUGE),))]
@@ -276,6 +305,29 @@ def test_hostile_file_is_refused(encoded, text):
     with pytest.raises(InvalidImage, match=text) as refused:
         shown(encoded)
     assert refused.value.field == "image.encoded"
+
+
+def test_alpha_that_is_named_again_and_again_is_looked_up_once(monkeypatch):
+    picture, alpha = attacks.Item(b"av01", attacks.av1(SMALL), SMALL), attacks.alpha_of(1, SMALL)
+    alpha.references = [(b"auxl", [1] * 15_000)]
+    reads: list[bytes] = []
+    read = Item.read_property
+
+    def counted(item: Item, kind: bytes) -> bytes | None:
+        reads.append(kind)
+        return read(item, kind)
+
+    monkeypatch.setattr(Item, "read_property", counted)
+    with pytest.raises(InvalidImage):
+        shown(attacks.heif([picture, alpha], b"mif1"))
+    assert reads.count(b"auxC") <= 2
+
+
+def test_size_of_hevc_is_read_behind_a_header_with_zeros():
+    parameters = attacks.hvcc(attacks.hevc_parameters((5000, 3000), zeros=True))
+    item = attacks.Item(b"hvc1", attacks.slices(1), SMALL, parameters)
+    with pytest.raises(InvalidImage, match="coded as 15000000 pixels"):
+        shown(attacks.heif([item], major=b"heic"))
 
 
 @pytest.mark.parametrize("sub_layers", range(7))
