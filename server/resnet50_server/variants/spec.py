@@ -88,8 +88,8 @@ class VariantSpec:
 
     @cached_property
     def longest_label_bytes(self) -> int:
-        """Length of the longest category's name in UTF-8."""
-        return max(len(label.encode()) for label in self.categories)
+        """Length of the longest category's name in UTF-8; 0 without categories."""
+        return max((len(label.encode()) for label in self.categories), default=0)
 
     @property
     def quantized(self) -> bool:

@@ -71,6 +71,14 @@ async def test_classification_without_a_head_is_refused_with_the_way_out(variant
         assert reason.reason == "NO_CLASSIFICATION_HEAD"
 
 
+async def test_batch_is_embedded_without_a_head(variants):
+    options = inference_pb2.EmbedOptions(variant="vectors")
+    request = inference_pb2.EmbedBatchRequest(options=options, images=[IMAGE, IMAGE])
+    async with serving(variants=variants) as server, connected(server) as channel:
+        reply = await inference_pb2_grpc.InferenceServiceStub(channel).EmbedBatch(request)
+        assert [one.embedding.dimension for one in reply.results] == [2048, 2048]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_clients_embed_and_name_the_missing_head(variants, kind):
     async with serving(variants=variants) as server, Caller(kind, server.addresses[0]) as client:
