@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from .load import QueueAgePolicy
-from .options import DEPLOYMENT, RayOptions, read_options
+from .options import DEPLOYMENT, RayOptions, VariantConfig, read_options
 from .process import KILL_GRACE_S
 from .replica import ServerReplica
 
@@ -50,8 +50,8 @@ def build(options: RayOptions | dict[str, Any]) -> serve.Application:
         arguments["num_replicas"] = most
     else:
         arguments["autoscaling_config"] = _autoscaling(options, most)
-    if options.user_config is not None:
-        arguments["user_config"] = options.user_config.model_dump()
+    # Also an empty one, which undoes an earlier one: Ray tells replicas of no removal.
+    arguments["user_config"] = (options.user_config or VariantConfig()).model_dump()
     deployment = serve.deployment(ServerReplica, **arguments)
     # `serve.run` would choose a new version each time, and a new version replaces all servers.
     deployment._version = _version(options)

@@ -24,7 +24,7 @@ LISTED_S = 4 * ANNOUNCE_S
 # Failed starts that are remembered.
 MAX_FAILURES = 20
 # Pause before a start on a node on which the last ones failed; doubled for each of them.
-MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
+MIN_PAUSE_S, MAX_PAUSE_S, MAX_DOUBLINGS = 0.5, 30.0, 10
 # Failed starts on a node are forgotten after this time without another.
 FORGET_S = 600.0
 READY, RESTARTING = "ready", "restarting"
@@ -113,7 +113,9 @@ class Directory:
         failures, at = self._in_succession.get(node, (0, 0.0))
         if time.monotonic() - at >= FORGET_S:
             return 0.0
-        return min(MAX_PAUSE_S, MIN_PAUSE_S * 2 ** (failures - 1)) if failures else 0.0
+        # Not the power of any number of failures, which no float holds after a night of them.
+        doublings = min(failures - 1, MAX_DOUBLINGS)
+        return min(MAX_PAUSE_S, MIN_PAUSE_S * 2**doublings) if failures else 0.0
 
     def addresses(self) -> list[str]:
         """Return the addresses of the servers that are ready, as host:port."""

@@ -163,8 +163,7 @@ class ServerReplica:
         await self._process.start()
         try:
             self._variants.forget()
-            if self._config != VariantConfig():
-                await self._variants.apply(self._config)
+            await self._variants.apply(self._config)
         except VariantsFailed:
             # The next one needs its port and its memory.
             await self._process.stop(self._options.drain_timeout_s + KILL_GRACE_S)

@@ -32,15 +32,20 @@ class ServerVariants:
     def __init__(self, target: str, token_file: str | None) -> None:
         self._target = target
         self._token_file = token_file
-        # Those that an earlier configuration loaded.
+        # Those that an earlier configuration loaded, and the server's default before one chose it.
         self._loaded: tuple[str, ...] = ()
+        self._own_default: str | None = None
 
     async def apply(self, config: VariantConfig) -> None:
         """Load the missing variants, set the default, unload those of an earlier configuration.
 
+        Without a configuration now and before, the server is not called: that takes no token.
+
         Raises:
             VariantsFailed: The server refuses a change; the text has its reason.
         """
+        if config == VariantConfig() and not self._loaded and self._own_default is None:
+            return
         try:
             metadata = self._metadata()
             async with grpc.aio.insecure_channel(self._target) as channel:
@@ -72,10 +77,16 @@ class ServerVariants:
                     metadata=metadata,
                     timeout=LOAD_TIMEOUT_S,
                 )
-        default = next((one.name for one in listed.variants if one.server_default), None)
-        if config.default is not None and config.default != default:
-            request = variant_pb2.SetDefaultVariantRequest(name=config.default)
-            await stub.SetDefaultVariant(request, **options)
+        present_default = next((one.name for one in listed.variants if one.server_default), None)
+        default = config.default or self._own_default
+        if default not in (None, present_default):
+            await stub.SetDefaultVariant(
+                variant_pb2.SetDefaultVariantRequest(name=default), **options
+            )
+        if config.default is None:
+            self._own_default = None
+        elif self._own_default is None:
+            self._own_default = present_default
         for name in self._loaded:
             if name not in config.variants:
                 await stub.UnloadVariant(
@@ -87,7 +98,7 @@ class ServerVariants:
 
     def forget(self) -> None:
         """Forget earlier configurations: the server was started again."""
-        self._loaded = ()
+        self._loaded, self._own_default = (), None
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata of calls.

@@ -15,6 +15,7 @@ from resnet50_server.ray.deploy import Deployment
 from resnet50_server.ray.directory import (
     FORGET_S,
     LISTED_S,
+    MAX_PAUSE_S,
     MIN_PAUSE_S,
     READY,
     Directory,
@@ -63,6 +64,9 @@ def test_directory_forgets_killed_servers_and_old_failures(monkeypatch):
     assert len(pickle.dumps(directory)) < 10_000  # one server, 20 failures, pauses of 10 minutes
     directory.start_failed(FailedStart("r", "node 399", "exit code 1"))
     assert directory.pause_s("node 399") == 2 * MIN_PAUSE_S
+    for _ in range(2000):  # a node whose servers fail for a night
+        directory.start_failed(FailedStart("r", "node 399", "exit code 1"))
+    assert directory.pause_s("node 399") == MAX_PAUSE_S
     now += FORGET_S
     assert directory.pause_s("node 399") == 0.0
     assert directory.servers() == []
