@@ -50,10 +50,18 @@ def check_origin(socket: HTTPConnection, settings: Settings) -> None:
     if (
         origin is not None
         and origin not in settings.cors_origin
-        and urlsplit(origin).netloc != socket.headers.get("host")
+        and _host_of(origin) != socket.headers.get("host")
     ):
         raise Problem(
             "PERMISSION_DENIED",
             f"origin: pages of {origin[:128]!r} may not open a stream; name it with --cors-origin",
             field="origin",
         )
+
+
+def _host_of(origin: str) -> str:
+    """Return host and port of an origin; "" if it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""

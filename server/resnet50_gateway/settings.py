@@ -258,6 +258,7 @@ class Settings(Network, Servers, Limits, Timeouts, Observability, BaseSettings):
         extra="forbid",
         env_ignore_empty=True,
         frozen=True,
+        allow_inf_nan=False,  # clocks, counters and other processes take finite numbers
     )
 
     @property

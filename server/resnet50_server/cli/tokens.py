@@ -52,6 +52,11 @@ def _errors_shown(file: Path | None) -> Iterator[None]:
         print(f"resnet50-server: {error}", file=sys.stderr)
     except OSError as error:
         print(f"resnet50-server: {file}: {error.strerror}", file=sys.stderr)
+    except UnicodeDecodeError as error:
+        print(
+            f"resnet50-server: {file}: is not UTF-8 (byte {error.start}): save it as UTF-8",
+            file=sys.stderr,
+        )
     else:
         return
     raise typer.Exit(1)
@@ -119,7 +124,7 @@ def _new(name: str, scopes: list[Scope], expires: datetime | None, file: Path | 
     path = _resolved(file)
     with _locked(path):
         # The file is not parsed and written again, so that its present content stays unchanged.
-        before = path.read_text() if path.exists() else ""
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
         gap = "\n" if before.endswith("\n") else "\n\n"
         _replace(path, f"{before}{gap if before else ''}{content}")
     print(secret)
@@ -156,7 +161,7 @@ def _revoke(name: str, file: Path) -> None:
         if name not in names:
             raise UnusableSetting("tokens_file", f"{file}: has no token {name!r}")
         # Comments beside the other entries are kept.
-        document = tomlkit.parse(path.read_text())
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
         if len(names) == 1:
             del document["token"]
         else:
@@ -187,7 +192,7 @@ def _replace(path: Path, content: str) -> None:
     before = path.stat() if path.exists() else None
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(content)
             file.flush()
             os.fsync(handle)

@@ -152,11 +152,14 @@ class Transform:
         padded to a square.
         """
         size, known = (height, width), self._only_crops
-        if size not in known:
-            if len(known) >= KNOWN_SIZES:
-                known.clear()
-            known[size] = self._only_crop(size)
-        return known[size]
+        try:
+            return known[size]
+        except KeyError:
+            crop = self._only_crop(size)
+        if len(known) >= KNOWN_SIZES:
+            known.clear()  # another thread may clear it, too, between any two lines
+        known[size] = crop
+        return crop
 
     @cached_property
     def _only_crops(self) -> dict[tuple[int, int], tuple[slice, slice] | None]:

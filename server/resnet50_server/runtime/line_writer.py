@@ -14,6 +14,7 @@ from typing import TextIO
 
 # A megabyte is some thousand lines of JSON.
 MAX_PENDING_BYTES = 4 * 2**20
+MAX_LINE_CHARACTERS = 64 * 1024
 
 
 class LineWriter:
@@ -131,6 +132,16 @@ class LineStream(io.TextIOBase):
         """Add the lines that the text completes; return its length."""
         with self._lock:
             *lines, self._incomplete = (self._incomplete + text).split("\n")
+            if len(self._incomplete) > MAX_LINE_CHARACTERS:  # progress bars never end their line
+                lines.append(self._incomplete)
+                self._incomplete = ""
             for line in lines:
                 self._writer.put(line)
         return len(text)
+
+    def end(self) -> None:
+        """Write the text behind the last complete line."""
+        with self._lock:
+            if self._incomplete:
+                self._writer.put(self._incomplete)
+            self._incomplete = ""

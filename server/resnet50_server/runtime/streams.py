@@ -75,8 +75,9 @@ def unblocked_stderr() -> Iterator[None]:
     if replaced is None or replaced.isatty() or isinstance(replaced, LineStream):
         yield
         return
-    sys.stderr = LineStream(STDERR, replaced)
+    sys.stderr = stream = LineStream(STDERR, replaced)
     try:
         yield
     finally:
+        stream.end()
         sys.stderr = replaced

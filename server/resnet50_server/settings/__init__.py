@@ -75,6 +75,7 @@ class Settings(
         extra="forbid",
         env_ignore_empty=True,
         frozen=True,
+        allow_inf_nan=False,  # clocks, counters and other processes take finite numbers
     )
 
     @property

@@ -44,6 +44,7 @@ def test_version_is_that_of_the_description(capsys):
         ([], {"MAX_IMAGES": "x"}, ["max_images: ", "RESNET50_GATEWAY_MAX_IMAGES"]),
         ([], {"MAX_IMAGE": "1"}, ["did you mean RESNET50_GATEWAY_MAX_IMAGES?"]),
         (["--tls-cert", "a.pem"], {}, ["tls_cert: needs tls_key"]),
+        (["--keep-alive-s", "inf"], {}, ["keep_alive_s: ", "finite"]),
     ],
 )
 def test_wrong_usage_is_one_line_with_its_source(

@@ -108,10 +108,14 @@ async def test_endless_fragments_close(url):
             await asyncio.wait_for(socket.recv(), TIMEOUT_S)
 
 
-async def test_pages_of_other_origins_may_not_open_a_stream(url, photo):
-    answers, code = await answers_to(url, frame(1, photo), origin="http://evil.example")
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://[", "http://a]b"])
+async def test_pages_of_other_origins_may_not_open_a_stream(url, photo, origin):
+    answers, code = await answers_to(url, frame(1, photo), origin=origin)
     assert answers[-1]["error"]["field"] == "origin"
     assert code == 1008
+
+
+async def test_pages_of_the_gateway_may_open_a_stream(url, photo):
     own = await answers_to(url, frame(1, photo), '{"end": true}', origin=url)
     assert own[1] == 1000
 

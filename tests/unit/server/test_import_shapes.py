@@ -476,6 +476,14 @@ def test_variant_in_the_directory_is_kept_unless_replaced(tmp_path, source, cate
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine"]
 
 
+def test_directory_of_an_import_that_was_killed_is_in_nobodys_way(tmp_path, source, categories):
+    left = tmp_path / f".mine.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"half")
+    imported(source, tmp_path / "mine", categories=categories)
+    assert not left.exists()
+
+
 def test_other_users_may_read_what_is_imported(tmp_path, categories):
     source = save(trained(), tmp_path / "model.pt")
     before = os.umask(0o022)

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from resnet50_server.runtime import streams
-from resnet50_server.runtime.line_writer import LineStream, LineWriter
+from resnet50_server.runtime.line_writer import MAX_LINE_CHARACTERS, LineStream, LineWriter
 
 
 class Slow(io.StringIO):
@@ -120,6 +120,25 @@ def test_stream_passes_on_complete_lines_only():
     stream.write("ur\n")
     assert writer.flush(30)
     assert written.getvalue() == "one two\nthree\nfour\n"
+
+
+def test_text_without_the_end_of_a_line_is_written_at_the_end(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with streams.unblocked_stderr():
+        print("half a line", end="", file=sys.stderr)
+    assert streams.flush(30)
+    assert written.getvalue() == "half a line\n"
+
+
+def test_progress_that_never_ends_its_line_is_not_kept():
+    written = io.StringIO()
+    writer = LineWriter(lambda: written)
+    stream = LineStream(writer, written)
+    for _ in range(2 * MAX_LINE_CHARACTERS // 8):
+        stream.write("\r 50 %  ")
+    assert writer.flush(30)
+    assert len(written.getvalue()) > MAX_LINE_CHARACTERS
 
 
 def test_writer_without_a_stream_drops_its_lines():

@@ -108,6 +108,8 @@ def test_address_is_accepted(served, address):
         ),
         ([*VARIANT, "--max-batch-size", "0"], ["max_batch_size", "greater than or equal to 1"]),
         ([*VARIANT, "--max-queue-delay-ms", "-1"], ["max_queue_delay_ms"]),
+        ([*VARIANT, "--drain-timeout-s", "inf"], ["drain_timeout_s", "finite"]),
+        ([*VARIANT, "--max-rate-per-caller", "inf"], ["max_rate_per_caller", "finite"]),
         ([*VARIANT, "--device", "tpu"], ["device", "cuda"]),
         ([*VARIANT, "--precision", "fp8"], ["precision", "bf16"]),
         ([*VARIANT, "--engine", "magic"], ["engine", "torch"]),

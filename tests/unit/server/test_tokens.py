@@ -449,6 +449,17 @@ def test_wrong_command_says_why_and_changes_nothing(path, capsys, arguments, sta
     assert left_behind(path) == []
 
 
+@pytest.mark.parametrize("arguments", [("new", "ops"), ("revoke", "cameras"), ("list",)])
+def test_file_of_another_encoding_is_told_and_kept(path, capsys, arguments):
+    path.write_bytes("# Kameras am Zürichsee\n".encode("latin-1") + path.read_bytes())
+    before = path.read_bytes()
+    assert main(["tokens", *arguments, "--file", str(path)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("resnet50-server: ") and "utf-8" in shown.err.lower()
+    assert path.read_bytes() == before
+
+
 def test_write_that_fails_leaves_the_file_as_it_was(path, monkeypatch, capsys):
     before = path.read_bytes()
 

@@ -17,7 +17,7 @@ from resnet50_server.errors import InvalidImage
 from resnet50_server.images.decode import decode, pixels_without_decoding
 from resnet50_server.images.limits import ImageLimits
 from resnet50_server.images.source import PixelFormat, RawImage
-from resnet50_server.images.transform import LongerSide, Transform
+from resnet50_server.images.transform import KNOWN_SIZES, LongerSide, Transform
 from tests.support.pictures import encode, photo_like
 
 LIMITS = ImageLimits()
@@ -243,3 +243,17 @@ def test_upright_photo_is_squashed_not_the_stored_one():
     turned = decode(encode(picture, exif=exif), transform, LIMITS)
     upright = Image.open(io.BytesIO(encode(picture))).transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(turned, ours(upright, transform))
+
+
+def test_crop_of_a_size_is_found_though_another_thread_clears_the_known_ones():
+    transform = Transform(resize=None, crop=8, **PLAIN)
+
+    class Interrupted(int):
+        """A number at whose every use as a key other threads crop images of many sizes."""
+
+        def __hash__(self) -> int:
+            for number in range(KNOWN_SIZES + 1):
+                transform.only_crop(8 + number, 9)
+            return super().__hash__()
+
+    assert transform.only_crop(Interrupted(20), 12) == (slice(6, 14), slice(2, 10))

@@ -186,9 +186,12 @@ def _write(state: dict[str, Tensor], description: dict[str, Any], directory: Pat
     # Hidden, so that a server that watches the directory above does not load it.
     partial = directory.absolute().parent / f".{directory.absolute().name}.{os.getpid()}.partial"
     try:
+        # Of an import that was killed: in containers many processes have one number.
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         weights, json_file = partial / CHECKPOINT_NAMES[0], partial / "variant.json"
-        json_file.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+        content = json.dumps(description, indent=1, ensure_ascii=False)
+        json_file.write_text(content + "\n", encoding="utf-8")
         spec = parse_variant(f"imported={partial}")
         # Shapes, and that all numbers are finite.
         build_model(spec, Weights(dict(state), ""))
