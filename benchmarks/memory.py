@@ -34,7 +34,7 @@ from benchmarks.measures import parser_of
 from benchmarks.process import cpu_s, server
 from benchmarks.reliability import CLASSIFY, STREAM, UPLOAD, p99, peak_kib, poisson, request, send
 from resnet50.v1 import image_pb2, inference_pb2, variant_pb2
-from resnet50_server.api.memory_bound import MIB, memory_bound, total
+from resnet50_server.memory_bound import MIB, memory_bound, total
 from resnet50_server.settings import Settings
 from tests.support.raw_http2 import RawClient, message
 

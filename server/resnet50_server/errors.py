@@ -132,18 +132,18 @@ class VariantNotFound(ServingError):
     Args:
         field: Path of the field that names it, e.g. `options.variant`.
         name: The requested name.
-        served: Names and aliases of the variants that are.
-        what: They are.
+        served: Names and aliases of the variants that are in that state.
+        state: The state that no variant of the name is in: "is served" or "can be loaded".
     """
 
     code = "NOT_FOUND"
     error_reason = "VARIANT_NOT_FOUND"
 
-    def __init__(self, field: str, name: str, served: list[str], what: str = "is served") -> None:
+    def __init__(self, field: str, name: str, served: list[str], state: str = "is served") -> None:
         # A name may be as long as a message; the reply repeats only what helps.
         shown = repr(name[:64]) + ("…" if len(name) > 64 else "")
         there = listed(served, MAX_NAMES, ", ") or "none"
-        super().__init__(f"{field}: no variant {shown} {what} here; there are: {there}")
+        super().__init__(f"{field}: no variant {shown} {state} here; there are: {there}")
         self.served = served
         self.facts = {"field": field, "served": ", ".join(served)}
 
@@ -266,17 +266,17 @@ class ShuttingDown(ServingError):
     """The server or the variant accepts no more requests.
 
     Args:
-        what: Does not, and why.
+        reason: A clause that names the server or the variant.
         advice: Advice to the operator.
     """
 
     code = "UNAVAILABLE"
 
     def __init__(
-        self, what: str = "the server is shutting down", advice: str = "call another one"
+        self, reason: str = "the server is shutting down", advice: str = "call another one"
     ) -> None:
-        super().__init__(what, advice)
-        self.what = what
+        super().__init__(reason, advice)
+        self.reason = reason
 
     def __str__(self) -> str:
         return "; ".join(self.args)
@@ -290,16 +290,16 @@ class VariantUnhealthy(ShuttingDown):
     """The variant is out of service because it fails.
 
     Args:
-        what: Which variant, and what is wrong with it.
+        reason: A clause that names the variant and its problem.
         advice: Advice to the operator.
     """
 
     error_reason = "VARIANT_UNHEALTHY"
 
     def __init__(
-        self, what: str, advice: str = "ask for another variant, or call another server"
+        self, reason: str, advice: str = "ask for another variant, or call another server"
     ) -> None:
-        super().__init__(what, advice)
+        super().__init__(reason, advice)
 
 
 class EngineFailed(ServingError):
@@ -313,15 +313,15 @@ class DiskTimeout(ServingError):
     """Files of variants could not be read in time.
 
     Args:
-        what: Which: a setting and its value.
+        source: The setting that names the files, and its value.
         timeout_s: How long they were waited for, in seconds.
     """
 
     code = "UNAVAILABLE"
 
-    def __init__(self, what: str, timeout_s: float) -> None:
+    def __init__(self, source: str, timeout_s: float) -> None:
         super().__init__(
-            f"{what} did not answer within {timeout_s:g} s: its disk hangs, or is very slow; look"
+            f"{source} did not answer within {timeout_s:g} s: its disk hangs, or is very slow; look"
             " at the mount, then try again"
         )
 

@@ -49,8 +49,14 @@ from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.runtime.memory import read_memory_limit
 from resnet50_server.settings import Settings
 from resnet50_server.sizes import choose_decode_threads, fit_memory
-from resnet50_server.snapshot import take_snapshot
 from resnet50_server.telemetry.logs import RequestLog
+from resnet50_server.telemetry.snapshot import (
+    CacheSnapshot,
+    ServerSnapshot,
+    SplitSnapshot,
+    VariantsFileSnapshot,
+    VariantSnapshot,
+)
 from resnet50_server.variants.directory import VariantsDirectory
 
 if TYPE_CHECKING:
@@ -83,6 +89,41 @@ class Parts:
     certificates: TlsReloader | None
     metrics: Metrics | None
     metrics_server: MetricsServer | None
+
+    def snapshot(self) -> ServerSnapshot:
+        """Return the current state; runs on the event loop."""
+        admission, pool, variants = self.admission, self.decode_pool, self.variants
+        schedulers, watched = self.devices.schedulers, self.variants_file
+        return ServerSnapshot(
+            ready=self.readiness.server_problem() is None,
+            draining=admission.draining,
+            receiving=len(self.grpc.receiving),
+            unsent_bytes=self.grpc.unsent.bytes,
+            requests=admission.requests,
+            bytes=admission.bytes,
+            streams=admission.streams,
+            decode_waiting=pool.waiting,
+            decode_busy=pool.busy,
+            decode_stuck=pool.stuck,
+            batches={device: one.batches for device, one in schedulers.items()},
+            busy_s={device: one.busy_s for device, one in schedulers.items()},
+            cancelled={
+                # Before admission.
+                **({} if self.metrics is None else self.metrics.cancelled_by_stage),
+                "decode": pool.cancelled,
+                "queue": sum(one.cancelled.waiting for one in schedulers.values()),
+                "batch": sum(one.cancelled.computing for one in schedulers.values()),
+            },
+            listener_errors=dict(self.events.errors),
+            variants=[
+                VariantSnapshot.of(loaded, default=spec is variants.default)
+                for spec in variants.specs
+                if (loaded := variants.loaded_variant(spec)) is not None
+            ],
+            splits=list(map(SplitSnapshot.of, self.traffic.splits)),
+            cache=None if self.cache is None else CacheSnapshot.of(self.cache, variants),
+            variants_file=None if watched is None else VariantsFileSnapshot.of(watched),
+        )
 
 
 def build(
@@ -120,17 +161,8 @@ def build(
         readiness.fail(fault)
         health.update()
 
-    metrics_server = None
-    if metrics is not None and settings.metrics_listen is not None:
-        # Not at the top: servers without metrics start without prometheus_client.
-        from resnet50_server.telemetry.http_server import MetricsServer
-
-        metrics_server = MetricsServer(
-            settings.metrics_listen,
-            metrics.registry,
-            readiness.fault_text,
-            readiness.server_problem,
-        )
+    metrics_server = _metrics_server(settings, metrics, readiness)
+    if metrics_server is not None:
         closing.push_async_callback(metrics_server.close)
     decode_pool = DecodePool(
         choose_decode_threads(settings),
@@ -168,15 +200,9 @@ def build(
         oip = _oip(
             settings, variants, pipeline, traffic, readiness, inference, administration, events
         )
+    authenticator = Authenticator(tokens)
     grpc = GrpcServer(
-        settings,
-        Authenticator(tokens),
-        admission,
-        events,
-        inference,
-        administration,
-        health,
-        oip,
+        settings, authenticator, admission, events, inference, administration, health, oip
     )
     parts = Parts(
         readiness,
@@ -218,6 +244,19 @@ def _listeners(
     if metrics is not None:
         events.add(metrics)
     return events, metrics
+
+
+def _metrics_server(
+    settings: Settings, metrics: Metrics | None, readiness: Readiness
+) -> MetricsServer | None:
+    if metrics is None or settings.metrics_listen is None:
+        return None
+    # Not at the top: servers without metrics start without prometheus_client.
+    from resnet50_server.telemetry.http_server import MetricsServer
+
+    return MetricsServer(
+        settings.metrics_listen, metrics.registry, readiness.fault_text, readiness.server_problem
+    )
 
 
 def _health(readiness: Readiness, variants: VariantRegistry) -> HealthReporter:
@@ -315,7 +354,7 @@ def _export(metrics: Metrics, parts: Parts, closing: AsyncExitStack) -> None:
     metrics.init_series(spec.name for spec in variants.specs)
     variants.on_loaded(lambda name: metrics.init_series([name]))
     variants.on_removed(metrics.forget)
-    metrics.registry.register(GaugeCollector(partial(take_snapshot, parts)))
+    metrics.registry.register(GaugeCollector(parts.snapshot))
     closing.callback(LoopLagProbe(metrics.lag).close)
 
 

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from resnet50_server.api.drain import reject_arriving
 from resnet50_server.runtime.fatal import FatalError
 from resnet50_server.settings import Settings
-from resnet50_server.snapshot import take_snapshot
 from resnet50_server.telemetry.snapshot import ServerSnapshot
 
 from .parts import Parts, build
@@ -61,7 +60,7 @@ class Server:
 
     def snapshot(self) -> ServerSnapshot:
         """Return the state of all parts, once started; call it on the event loop."""
-        return take_snapshot(self.parts)
+        return self.parts.snapshot()
 
     async def start(self) -> None:
         """Listen at once, not ready; load and warm up the variants; then become ready.

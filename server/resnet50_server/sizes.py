@@ -6,10 +6,10 @@ import logging
 import math
 from collections.abc import Sequence
 
-from resnet50_server.api.memory_bound import MIB, Part, describe, memory_bound, total
 from resnet50_server.engines.devices import cuda_available
 from resnet50_server.inference.decode_pool import decode_threads
 from resnet50_server.lifecycle.devices import cpu_plan
+from resnet50_server.memory_bound import MIB, Part, describe, memory_bound, total
 from resnet50_server.runtime.cpus import cpu_budget, cpus
 from resnet50_server.runtime.memory import MemoryLimit
 from resnet50_server.settings import Settings

@@ -16,7 +16,7 @@ from jsonschema import Draft202012Validator
 from resnet50_client._addresses import DEFAULT_PORT
 from resnet50_gateway import settings as gateway_settings
 from resnet50_server.api.grpc_server import SERVICES
-from resnet50_server.api.memory_bound import memory_bound, total
+from resnet50_server.memory_bound import memory_bound, total
 from resnet50_server.rollout.split import Split
 from resnet50_server.rollout.variants_file import parse_variants_file
 from resnet50_server.settings import CLIENT_ENVIRONMENT, ENV_PREFIX, Settings

@@ -13,7 +13,7 @@ import yaml
 
 from docs.generate import helm as generated
 from resnet50_gateway import settings as gateway_settings
-from resnet50_server.api.memory_bound import memory_bound, total
+from resnet50_server.memory_bound import memory_bound, total
 from resnet50_server.rollout.split import Split
 from resnet50_server.rollout.variants_file import parse_variants_file
 from resnet50_server.settings import Settings

@@ -25,7 +25,7 @@ RANKS = [
     {"offline", "ray", "rollout"},
     {"api"},
     {"telemetry"},
-    {"parts", "server", "sizes", "snapshot"},
+    {"memory_bound", "parts", "server", "sizes"},
     {"cli"},
     {"__main__"},
 ]

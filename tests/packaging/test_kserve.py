@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from resnet50_server.api.memory_bound import memory_bound, total
+from resnet50_server.memory_bound import memory_bound, total
 from tests.support.custom_resources import schema_errors
 from tests.support.deployments import DEPLOY, Dockerfile, settings_of, variables
 from tests.support.kubernetes import VERSIONS, kubernetes_errors

@@ -91,7 +91,7 @@ class FrameStream:
             if self._last_answered is not None:
                 answered = f"frame {self._last_answered} was the last one answered"
             raise type(error)(
-                error.what, f"{answered}: send those after it to another server"
+                error.reason, f"{answered}: send those after it to another server"
             ) from error
         finally:
             self._task.variant.remove_stream(self._reader.stop)

@@ -22,7 +22,6 @@ from .guard import RpcGuard
 from .health import HealthReporter
 from .inference_service import InferenceServicer
 from .listen import listen, server_options
-from .memory_bound import PROBE_STREAMS, SIDE_RECEIVED, SIDE_STREAMS
 from .receive_slots import ReceiveSlots
 from .send_buffer import SendBuffer
 from .variant_service import VariantServicer
@@ -61,6 +60,9 @@ IMAGE_METHODS = (
 )
 # Of the variants' service; its other methods are for administrators.
 PUBLIC_METHODS = ("ListVariants", "GetVariant")
+# Services that are not about images: variants, reflection, channelz; and health checks. Of each:
+# messages that arrive at once, and streams that may receive one each.
+SIDE_SERVICES, SIDE_RECEIVED, SIDE_STREAMS, PROBE_STREAMS = 2, 8, 8, 256
 # For variants, reflection and channelz; the streams of the latter two may receive large messages.
 ADMIN_LIMITS = Limits(
     requests=256, requests_per_caller=64, streams=SIDE_STREAMS, streams_per_caller=SIDE_STREAMS // 2

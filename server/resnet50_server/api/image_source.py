@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resnet50.v1 import image_pb2
 from resnet50_server.errors import InvalidImage
-from resnet50_server.images.limits import ImageLimits, check_encoded
+from resnet50_server.images.limits import ImageLimits, check_length
 from resnet50_server.images.preprocessed import check_present
 from resnet50_server.images.raw import check_layout, check_raw
 from resnet50_server.images.source import PreprocessedImage, RawImage, Source
@@ -32,7 +32,7 @@ def parse_image(image: image_pb2.Image, limits: ImageLimits) -> Source:
         check_present(preprocessed)
         return preprocessed
     encoded: bytes = image.encoded  # protobuf copies it at each access
-    check_encoded(encoded, limits)
+    check_length(len(encoded), limits)
     return encoded
 
 

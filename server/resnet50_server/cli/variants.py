@@ -71,7 +71,7 @@ def list_variants(weights_dir: WeightsDirectory = None) -> None:
             f"{spec.transform.resize} → {spec.transform.crop}",
             f"{official.size_mb:.0f} MB",
             f"{official.parameters / 1e6:.1f} M",
-            _condition(spec, directory),
+            _condition(spec, directory)[0],
         )
     console = _console()
     console.print(table)
@@ -138,11 +138,10 @@ def verify(weights_dir: WeightsDirectory = None) -> None:
     directory, console = weights_directory(weights_dir), _console()
     wrong = 0
     for spec in official_specs().values():
-        condition = _condition(spec, directory)
+        condition, digest = _condition(spec, directory)
         wrong += condition not in ("verified", "missing")
-        path = official_path(spec, directory)
-        digest = f" sha256 {sha256(path)}" if condition in ("verified", "BAD HASH") else ""
-        console.print(f"{spec.name}: {condition}: {path}{digest}", highlight=False)
+        shown = f"{spec.name}: {condition}: {official_path(spec, directory)}"
+        console.print(f"{shown} sha256 {digest}" if digest else shown, highlight=False)
     if wrong:
         raise typer.Exit(1)
 
@@ -153,16 +152,19 @@ def _console() -> Console:
     return Console(soft_wrap=True, markup=False, emoji=False)
 
 
-def _condition(spec: VariantSpec, directory: Path) -> str:
-    """Return the state of the variant's file: missing, verified or what is wrong with it."""
+def _condition(spec: VariantSpec, directory: Path) -> tuple[str, str]:
+    """Return the state of a variant's file, and its SHA-256; "" if it cannot be read.
+
+    The state is "missing", "verified", "BAD HASH", or "UNREADABLE" with the reason.
+    """
     path = official_path(spec, directory)
     try:
         digest = sha256(path)
     except FileNotFoundError:
-        return "missing"
+        return "missing", ""
     except OSError as error:
-        return f"UNREADABLE: {error.strerror or error}"
-    return "verified" if digest.startswith(published_digest(spec)) else "BAD HASH"
+        return f"UNREADABLE: {error.strerror or error}", ""
+    return ("verified" if digest.startswith(published_digest(spec)) else "BAD HASH"), digest
 
 
 def _accuracy(published: PublishedAccuracy) -> str:
@@ -184,7 +186,7 @@ def _show(spec: VariantSpec, directory: Path) -> None:
     if spec.official is not None:
         rows["url"] = spec.official.url
         rows["file"] = str(official_path(spec, directory))
-        rows["condition"] = _condition(spec, directory)
+        rows["condition"], _ = _condition(spec, directory)
         rows["parameters"] = f"{spec.official.parameters:,}"
     for key, value in rows.items():
         console.print(f"{key:12} {value}", highlight=False, markup=False)

@@ -62,15 +62,6 @@ class ImageLimits:
         Image.MAX_IMAGE_PIXELS = max(self.max_pixels, Image.MAX_IMAGE_PIXELS or 0)
 
 
-def check_encoded(encoded: bytes, limits: ImageLimits) -> None:
-    """Refuse an encoded image by its size.
-
-    Raises:
-        InvalidImage: It is empty or too large.
-    """
-    check_length(len(encoded), limits)
-
-
 def check_length(length: int, limits: ImageLimits) -> None:
     """Refuse an encoded image by its size in bytes.
 

@@ -21,7 +21,7 @@ from resnet50_server.engines.devices import cuda_device_count, thread_initialize
 from resnet50_server.errors import EngineFailed, InvalidRequest, ServingError
 from resnet50_server.images.background import Background, parse_background
 from resnet50_server.images.decode_guard import silence_decoders
-from resnet50_server.images.limits import ImageLimits, check_encoded, check_length
+from resnet50_server.images.limits import ImageLimits, check_length
 from resnet50_server.images.pixel_budget import PixelBudget
 from resnet50_server.inference.admission import Admission
 from resnet50_server.inference.decode_pool import DecodePool, decode_threads
@@ -192,7 +192,7 @@ class ImageWorker:
         else:
             read = partial(_read, image, self._limits)
             encoded = await self._loop.run_in_executor(self._readers, read)
-        check_encoded(encoded, self._limits)
+        check_length(len(encoded), self._limits)
         variant = min(self._variants, key=_images_in_flight)
         task = InferenceTask(variant, top_k, with_embedding, background=self._background)
         # Logs name the image.

@@ -1,9 +1,19 @@
-"""State of a server at one moment, in plain values: for metrics, and for tests."""
+"""State of a server at one moment, in plain values: for metrics, and for tests.
+
+`Parts.snapshot` takes it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from resnet50_server.inference.response_cache import CacheStats, ResponseCache
+from resnet50_server.lifecycle.loaded_variant import LoadedVariant
+from resnet50_server.lifecycle.registry import VariantRegistry
+from resnet50_server.rollout.router import ActiveSplit
+from resnet50_server.rollout.variants_file_watcher import VariantsFileWatcher
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,27 @@ class VariantSnapshot:
     batch_size_limit: int
     latency_s: tuple[float, float] | None
 
+    @classmethod
+    def of(cls, loaded: LoadedVariant, *, default: bool) -> VariantSnapshot:
+        """Return the current state of a loaded variant; runs on the event loop."""
+        queue, built, now = loaded.queue, loaded.built, asyncio.get_running_loop().time()
+        latency = queue.latency
+        return cls(
+            name=loaded.spec.name,
+            digest=built.digest,
+            engine=built.kind,
+            device=built.device,
+            precision=built.precision,
+            default=default,
+            healthy=queue.health.problem is None,
+            requests=loaded.requests,
+            uploads=loaded.uploads,
+            pending=len(queue.waiting),
+            oldest_wait_s=now - queue.oldest_arrival() if len(queue.waiting) else 0.0,
+            batch_size_limit=queue.limit.current(now),
+            latency_s=(latency.alpha_s, latency.beta_s) if latency.known else None,
+        )
+
 
 @dataclass(frozen=True)
 class SplitSnapshot:
@@ -64,6 +95,29 @@ class SplitSnapshot:
     cosines: float
     ended: bool
 
+    @classmethod
+    def of(cls, active: ActiveSplit) -> SplitSnapshot:
+        """Return the current counts of a split."""
+        stats = active.stats
+        sides = (("variant", stats.variant_answers), ("candidate", stats.candidate_answers))
+        return cls(
+            variant=active.split.variant,
+            candidate=active.split.candidate,
+            answers={
+                (side, outcome): getattr(share, outcome)
+                for side, share in sides
+                for outcome in ("answered", "failed")
+            },
+            shadows={
+                "compared": stats.comparison.images,
+                "skipped": stats.skipped,
+                "failed": stats.failed,
+            },
+            agreed=stats.comparison.agreed,
+            cosines=stats.comparison.cosines,
+            ended=bool(active.ended),
+        )
+
 
 @dataclass(frozen=True)
 class VariantsFileSnapshot:
@@ -83,6 +137,18 @@ class VariantsFileSnapshot:
     problem: str
     differences: Sequence[str]
 
+    @classmethod
+    def of(cls, watcher: VariantsFileWatcher) -> VariantsFileSnapshot:
+        """Return the current state of the watched file."""
+        changes = watcher.changes
+        return cls(
+            revision=watcher.revision,
+            applied=changes.applied,
+            refused=changes.refused,
+            problem=changes.problem,
+            differences=list(watcher.differences),
+        )
+
 
 @dataclass(frozen=True)
 class CacheSnapshot:
@@ -99,6 +165,30 @@ class CacheSnapshot:
     evictions: int
     entries: int
     bytes: int
+
+    @classmethod
+    def of(cls, cache: ResponseCache, registry: VariantRegistry) -> CacheSnapshot:
+        """Return the current state of the cache.
+
+        Args:
+            cache: The cache.
+            registry: Its variants count from zero, so that rates include the first lookups.
+        """
+        stats = {spec.name: CacheStats() for spec in registry.specs} | cache.stats
+        return cls(
+            lookups={
+                (name, outcome): count
+                for name, one in stats.items()
+                for outcome, count in (
+                    ("hit", one.hits),
+                    ("shared", one.shared),
+                    ("miss", one.misses),
+                )
+            },
+            evictions=cache.evictions,
+            entries=len(cache),
+            bytes=cache.memory_bytes,
+        )
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ class Disk:
     queued, and time out without a thread.
 
     Args:
-        what: The setting and its value, for error messages.
+        source: The setting that names the files, and its value, for error messages.
         timeout_s: Time limit of a call in seconds, including the time in the queue.
     """
 
-    def __init__(self, what: str, timeout_s: float) -> None:
-        self._what = what
+    def __init__(self, source: str, timeout_s: float) -> None:
+        self._source = source
         self._timeout_s = timeout_s
         self._running: asyncio.Future[tuple[Any, BaseException | None]] | None = None
 
@@ -74,7 +74,7 @@ class Disk:
     ) -> tuple[Any, BaseException | None]:
         done, _ = await asyncio.wait([running], timeout=max(0.0, timeout_s))
         if not done:
-            raise DiskTimeout(self._what, self._timeout_s)
+            raise DiskTimeout(self._source, self._timeout_s)
         return running.result()
 
 

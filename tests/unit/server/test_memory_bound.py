@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from resnet50_server.api.memory_bound import MIB, describe, memory_bound, total
 from resnet50_server.lifecycle.engine_builder import estimate_memory
+from resnet50_server.memory_bound import MIB, describe, memory_bound, total
 from resnet50_server.settings import Settings
 
 LIMITS = Path(__file__).resolve().parents[3] / "docs" / "reference" / "limits.md"
@@ -23,7 +23,7 @@ def test_docs_have_the_parts_of_the_defaults():
     parts = memory_bound(settings())
     text = LIMITS.read_text().partition("## Memory")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| ([a-z' ]+) \| (\d+) \|", text, re.MULTILINE))
-    assert {part.what: str(part.size // MIB) for part in parts} == rows
+    assert {part.name: str(part.size // MIB) for part in parts} == rows
     assert f"| **in all** | **{total(parts) // MIB}** |" in text
 
 
@@ -50,7 +50,7 @@ def test_every_limit_counts(name, more, bytes_each):
 def test_oip_request_larger_than_the_window_counts():
     def responses(**values: Any) -> int:
         parts = memory_bound(settings(oip=True, max_images_per_call=4096, **values))
-        return {part.what: part.size for part in parts}["stream responses"]
+        return {part.name: part.size for part in parts}["stream responses"]
 
     tensors = 4096 * 4 * (1000 + 2048)  # in the message, serialized, and in gRPC
     assert responses(max_streams=10) >= 10 * 3 * tensors
@@ -58,13 +58,13 @@ def test_oip_request_larger_than_the_window_counts():
 
 
 def test_image_that_is_sent_as_pixels_counts():
-    bound = {part.what: part.size for part in memory_bound(settings(max_request_bytes=MIB))}
+    bound = {part.name: part.size for part in memory_bound(settings(max_request_bytes=MIB))}
     assert bound["images in flight"] == 2 * 4 * settings().max_image_pixels
 
 
 def test_larger_crops_raise_the_bound_of_decoded_images():
     usual, small, large = (
-        {part.what: part.size for part in memory_bound(settings(), input_pixels=pixels)}
+        {part.name: part.size for part in memory_bound(settings(), input_pixels=pixels)}
         for pixels in (256 * 256, 224 * 224, 512 * 512)
     )
     assert usual == small

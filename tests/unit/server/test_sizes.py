@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from resnet50_server.api.memory_bound import MIB, memory_bound, total
+from resnet50_server.memory_bound import MIB, memory_bound, total
 from resnet50_server.runtime.memory import MemoryLimit, read_memory_limit
 from resnet50_server.settings import Settings
 from resnet50_server.sizes import FITTED, MIN_STEP, STEPS, USABLE_SHARE, fit_memory

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet50_server.errors import InvalidImage, InvalidRequest
-from resnet50_server.images.limits import ImageLimits, check_encoded
+from resnet50_server.images.limits import ImageLimits, check_length
 from resnet50_server.images.raw import check_raw
 from resnet50_server.images.source import PixelFormat, PreprocessedImage, RawImage, Source
 from resnet50_server.images.transform import Transform
@@ -95,7 +95,7 @@ def encoded_images(tensor: InputTensor, limits: ImageLimits) -> list[Source]:
         )
     for index, encoded in enumerate(files):
         try:
-            check_encoded(encoded, limits)
+            check_length(len(encoded), limits)
         except InvalidImage as error:
             raise at_element(error, index) from None
     return [*files]

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from resnet50_server.api.grpc_server import (
+    PROBE_STREAMS,
+    SIDE_RECEIVED,
+    SIDE_SERVICES,
+    SIDE_STREAMS,
+)
+from resnet50_server.api.listen import UNREAD_BYTES
 from resnet50_server.images.pixel_budget import PIXEL_BYTES, SMALL_BUDGET_PIXELS
 from resnet50_server.inference.quotas import message_slots
 from resnet50_server.lifecycle.engine_builder import estimate_memory
 from resnet50_server.settings import Settings
-
-from .listen import UNREAD_BYTES
 
 MIB = 2**20
 # Python, PyTorch, gRPC and an engine's library, before any weights: 720 MiB measured.
@@ -38,20 +43,16 @@ RAW_PIXEL_BYTES = 4
 # An image in flight, and the message that it came in.
 COPIES_IN_FLIGHT = 2
 
-# Services that are not about images: variants, reflection, channelz; and health checks. Of each:
-# messages that arrive at once, and streams that may receive one each.
-SIDE_SERVICES, SIDE_RECEIVED, SIDE_STREAMS, PROBE_STREAMS = 2, 8, 8, 256
-
 
 class Part(NamedTuple):
     """A part of the bound.
 
     Attributes:
-        what: Description of what uses it.
+        name: Its user, e.g. "decoding".
         size: How much, in bytes.
     """
 
-    what: str
+    name: str
     size: int
 
 
@@ -123,5 +124,5 @@ def total(parts: list[Part]) -> int:
 def describe(parts: list[Part]) -> str:
     """Return the bound and its parts in one line, in MiB, the largest first."""
     largest_first = sorted(parts, key=lambda part: -part.size)
-    listed = ", ".join(f"{part.what} {part.size // MIB}" for part in largest_first if part.size)
+    listed = ", ".join(f"{part.name} {part.size // MIB}" for part in largest_first if part.size)
     return f"{total(parts) // MIB} MiB of memory at most: {listed}"
