@@ -121,11 +121,13 @@ async def record(
         generator = Generator(plan, call, recorder)
         observer = _Observer(recorder, generator, tree, stop or threading.Event())
         observing = asyncio.create_task(observer.observe(), name="bench observer")
-        await generator.run()
-        await generator.drain()
-        recorder.close(clock())  # if it reached `requests` early
-        observer.over()
-        await observing
+        try:
+            await generator.run()
+            await generator.drain()
+            recorder.close(clock())  # if it reached `requests` early
+        finally:
+            observer.over()
+            await observing
     return recorder.recording(observer.own, observer.stopped)
 
 

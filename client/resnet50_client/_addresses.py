@@ -13,8 +13,9 @@ Server: TypeAlias = str | Sequence[str] | Callable[[], str | Sequence[str]]
 """An address, several, or a function that returns the current ones."""
 DEFAULT_SERVER = "localhost:50051"
 DEFAULT_PORT = 50051
-# Schemes of gRPC targets.
-GRPC_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
+# Schemes of gRPC targets; the first ones are of sockets on this machine.
+SOCKET_SCHEMES = ("unix:", "unix-abstract:")
+GRPC_SCHEMES = (*SOCKET_SCHEMES, "dns:", "ipv4:", "ipv6:")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\]")
 
 
@@ -47,7 +48,7 @@ def addresses_of(server: str | Sequence[str]) -> tuple[str, ...]:
             " 'unix:/run/r.sock' nor a list of addresses"
         )
     for one in given:
-        if "@" in one and not one.startswith(("unix:", "unix-abstract:")):
+        if "@" in one and not one.startswith(SOCKET_SCHEMES):
             raise ValueError(
                 f"server: {_shown(one)} contains a user name or password; pass credentials as token"
                 " or token_file"
@@ -179,7 +180,7 @@ def is_local(address: str) -> bool:
 
     "localhost" is local: redirecting that name needs control of the machine.
     """
-    if address.startswith(("unix:", "unix-abstract:")):
+    if address.startswith(SOCKET_SCHEMES):
         return True
     scheme, colon, rest = address.partition(":")
     if colon and scheme in ("ipv4", "ipv6"):

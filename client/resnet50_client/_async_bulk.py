@@ -65,7 +65,8 @@ class AsyncBulkResults(AsyncIterator[Item], Generic[Item]):
         source = AsyncBulkSource(images, keyed)
         self._run = _Run(calls, connection, observers, kind, source, limits)
         self._item = item
-        # An iterator that is dropped ends its tasks.
+        # An iterator that is dropped ends its tasks. Detached at any other end: until then it keeps
+        # the run, and with an error of the run whose frames have this iterator, the iterator too.
         self._finalizer = weakref.finalize(self, self._run.abandon)
         self._finalizer.atexit = False
 
@@ -78,12 +79,13 @@ class AsyncBulkResults(AsyncIterator[Item], Generic[Item]):
             if outcome is not None:
                 return self._item(outcome)
         except BaseException:
-            await self._run.close()
+            await self.aclose()
             raise
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Cancel the run. A task that waits for a result gets CallCancelledError."""
+        self._finalizer.detach()
         await self._run.close()
 
     async def __aenter__(self) -> AsyncBulkResults[Item]:
@@ -158,10 +160,14 @@ class _Run(Generic[Result]):
             raise CallCancelledError(
                 f"{self._connection}: the results were closed by another task", code="CANCELLED"
             )
+        failure = self._batches.failure
         await self.close()
-        if self._batches.failure is not None:
-            raise self._batches.failure
-        return None
+        if failure is None:
+            return None
+        try:
+            raise failure
+        finally:
+            del failure  # which its traceback would keep
 
     async def close(self) -> None:
         """End the run: cancel its calls and close its source."""
@@ -190,6 +196,7 @@ class _Run(Generic[Result]):
 
     def _cancel(self) -> set[asyncio.Task[None]]:
         self._closed = True
+        self._batches.clear()
         if self._timer is not None:
             self._timer.cancel()
         self._ready.set()
@@ -201,8 +208,8 @@ class _Run(Generic[Result]):
     async def _start(self) -> None:
         """Open the channels and start the tasks with the first call."""
         # Also checks the event loop.
-        channels = await self._calls.open(self._connection.timeout_s)
-        if self._channels is not None:
+        channels = await self._calls.open(self._connection.timeout_s, lambda: self._closed)
+        if self._closed or self._channels is not None:
             return
         self._channels, self._loop = channels, asyncio.get_running_loop()
         self._task(self._watch(channels))
@@ -217,7 +224,7 @@ class _Run(Generic[Result]):
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         # Without the task the run would never end.
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not (task.cancelled() or self._closed) and (error := task.exception()) is not None:
             self._batches.fail(error)
             self._pump()
 
@@ -254,6 +261,8 @@ class _Run(Generic[Result]):
             try:
                 more = await self._read_image()
             except _ERRORS as error:  # of the source; raised in the caller's task
+                if self._closed:
+                    return
                 self._batches.end(error)
                 more = False
             self._pump()
@@ -263,6 +272,8 @@ class _Run(Generic[Result]):
     async def _read_image(self) -> bool:
         async with self._taking:
             entry = await self._source.read()
+            if self._closed:  # by the source
+                return False
             if entry is None:
                 self._batches.end()
                 return False
@@ -303,14 +314,20 @@ class _Run(Generic[Result]):
                     raise error from failure
                 results, size = made.result(reply), reply.ByteSize()
         except Resnet50Error as error:
+            if self._closed:
+                return
             assert self._channels is not None  # since `_start`
             if self._channels.closing.is_set():
                 error = self._connection.closed()
             self._channels.failed(error)
             self._batches.failed(call, error, broke)
         except _ERRORS as error:  # e.g. of a function that returns the token
+            if self._closed:
+                return
             self._batches.fail(error)
         else:
+            if self._closed:
+                return
             self._batches.answered(call, results, size, observation.request_id)
         self._pump()
 

@@ -66,11 +66,14 @@ class AsyncCalls:
         self.closed = False
         self.channels: Channels | None = None
 
-    async def open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
+    async def open(
+        self, timeout_s: float = FIRST_LOOKUP_S, ended: Callable[[], bool] = lambda: False
+    ) -> Channels:
         """Return the channels, once the server's name was looked up.
 
         Args:
             timeout_s: Timeout in seconds of the first lookup; that of names is shorter.
+            ended: Returns True if the caller has ended meanwhile: there is no address then.
 
         Raises:
             CallCancelledError: The client is closed.
@@ -89,7 +92,7 @@ class AsyncCalls:
             )
         resolver, ends = self.channels.resolver, time.monotonic() + timeout_s
         await resolver.wait_async(timeout_s)
-        while (problem := resolver.problem) is not None:
+        while (problem := resolver.problem) is not None and not ended():
             if (left_s := ends - time.monotonic()) <= 0:
                 raise self._connection.unavailable(problem)
             await self.pause(self.channels, min(left_s, AGAIN_S))
@@ -159,7 +162,10 @@ class AsyncCalls:
                 channels.failed(error)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
-                    raise error from failure
+                    try:
+                        raise error from failure
+                    finally:
+                        del error  # which its traceback would keep, and with it the image
             observation.retried(error, pause_s)
             await self.pause(channels, pause_s)
 

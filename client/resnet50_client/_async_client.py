@@ -196,9 +196,9 @@ class AsyncClient(AsyncBulkClient):
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server, from the first failure;
                 None for the client's `timeout_s`, 0 for no retries.
-            idle_timeout_s: Seconds a server may have pending frames without an answer; then the
-                stream is resumed at the next server. None for the client's `timeout_s`, `math.inf`
-                for no limit.
+            idle_timeout_s: Seconds without an answer since a frame was last sent or answered, while
+                frames are pending; then the stream is resumed at the next server. None for the
+                client's `timeout_s`, `math.inf` for no limit.
             frame_timeout_s: Timeout of each frame in seconds, from when it is read from the source;
                 it is then answered with DeadlineExceededError, and the stream continues. None for
                 no limit.
@@ -265,9 +265,9 @@ class AsyncClient(AsyncBulkClient):
             window: Maximum number of pending frames; the server has a limit of its own.
             resume_s: Seconds to retry without an answer from any server, from the first failure;
                 None for the client's `timeout_s`, 0 for no retries.
-            idle_timeout_s: Seconds a server may have pending frames without an answer; then the
-                stream is resumed at the next server. None for the client's `timeout_s`, `math.inf`
-                for no limit.
+            idle_timeout_s: Seconds without an answer since a frame was last sent or answered, while
+                frames are pending; then the stream is resumed at the next server. None for the
+                client's `timeout_s`, `math.inf` for no limit.
             frame_timeout_s: Timeout of each frame in seconds, from when it is read from the source;
                 it is then answered with DeadlineExceededError, and the stream continues. None for
                 no limit.

@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable
 from typing import Any, Generic, TypeVar
 
-import grpc
-
 from resnet50.v1 import image_pb2
 
 from . import _sources
@@ -33,7 +31,8 @@ class Attempt:
     Attributes:
         replies: Received responses that are not processed yet.
         ended: True after the last response.
-        failure: The gRPC error; None if the server ended the stream with OK.
+        failure: The gRPC error, or one of an interceptor; None if the server ended the stream with
+            OK.
         silence: Description of an idle timeout; None if there was none.
         call: The gRPC call; None before it is made.
         receiving: The task that receives responses; None before the call is made.
@@ -46,7 +45,7 @@ class Attempt:
         self.receiving: asyncio.Task[None] | None = None
         self.replies: collections.deque[Any] = collections.deque()
         self.ended = False
-        self.failure: grpc.RpcError | None = None
+        self.failure: Exception | None = None
         self.silence: str | None = None
 
 
@@ -195,8 +194,8 @@ class Exchange(Generic[Result]):
             async for reply in attempt.call:
                 attempt.replies.append(reply)
                 self._changed.set()
-        except grpc.RpcError as error:
-            attempt.failure = error
+        except Exception as error:  # raised in the task that waits for an answer
+            attempt.failure = error.with_traceback(None)  # whose frames have this attempt
         except asyncio.CancelledError:
             pass  # the call was cancelled, by this stream or because its channel was closed
         finally:

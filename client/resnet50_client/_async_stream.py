@@ -230,18 +230,28 @@ class AsyncStream(AsyncIterator[FrameAnswer[Result]], Generic[Result]):
         can_resume = self._exchange.pending.refuse_too_long(error)
         pause_s = 0.0 if can_resume else self._resumption.pause_s(error, broke)
         if pause_s is None:
-            raise self._exchange.pending.unanswered(error) from attempt.failure
+            try:
+                raise self._exchange.pending.unanswered(error) from attempt.failure
+            finally:
+                del error  # which its traceback would keep, and with it the frames
         self._observation.retried(error, pause_s)
         self._ready.extend(self._exchange.pending.restart(broke))
         self._resume_at = time.monotonic() + pause_s
 
     def _end_of(self, attempt: Attempt) -> tuple[Resnet50Error | None, bool]:
-        """Return an attempt's error (None at the end), and whether its connection broke."""
+        """Return an attempt's error (None at the end), and whether its connection broke.
+
+        Raises:
+            Exception: An interceptor failed.
+        """
         if attempt.silence is not None:
             return self._connection.unavailable(attempt.silence), False
-        if attempt.failure is not None:
-            broke = self._exchange.pending.in_flight and not ended_by_peer(attempt.failure)
-            return self._connection.error_of(attempt.failure), broke
+        failure = attempt.failure
+        if isinstance(failure, grpc.RpcError):
+            broke = self._exchange.pending.in_flight and not ended_by_peer(failure)
+            return self._connection.error_of(failure), broke
+        if failure is not None:
+            raise failure
         if self._exchange.finished:
             return None, False
         return self._connection.unavailable("the server ended the stream too early, with OK"), False

@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -154,11 +155,14 @@ class Bearer:
             return self.token()
         token = self._source()
         if inspect.isawaitable(token):
+            ends = time.monotonic() + timeout_s
             try:
                 token = await asyncio.wait_for(
                     token, None if math.isinf(timeout_s) else max(timeout_s, 0.0)
                 )
             except asyncio.TimeoutError:
+                if time.monotonic() < ends:  # of the function itself
+                    raise
                 raise DeadlineExceededError(
                     "token: the coroutine function did not return within timeout_s",
                     code="DEADLINE_EXCEEDED",

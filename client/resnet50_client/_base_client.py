@@ -159,7 +159,7 @@ class BaseClient:
         from ._profiles import Profile  # reads TOML, which few programs need
 
         profile = Profile.named(name, profile_file)
-        return cls(**{**profile.arguments(), **overrides})
+        return cls(**profile.arguments(**overrides))
 
     @classmethod
     def from_environment(cls: type[Self], **overrides: Any) -> Self:
@@ -180,7 +180,7 @@ class BaseClient:
         from ._profiles import Profile
 
         profile = Profile.of_environment()
-        return cls(**{**profile.arguments(), **overrides})
+        return cls(**profile.arguments(**overrides))
 
     @classmethod
     def from_ray(

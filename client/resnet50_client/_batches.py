@@ -359,8 +359,18 @@ class Batches(Generic[Result]):
         """End the run with an error, unless it has one."""
         if self.failure is None:
             if isinstance(error, UnavailableError):
-                error._complete(f"; {self._unanswered} images that were read had no result")
+                count = self._unanswered
+                images = "1 image that was" if count == 1 else f"{count} images that were"
+                error._complete(f"; {images} read had no result")
             self.failure = error
+
+    def clear(self) -> None:
+        """Forget the images, their outcomes and errors: the run has ended."""
+        self._unsent = UnsentImages(self._sizes)
+        self._retries, self._suspects = RetryQueue(), RetryQueue()
+        self._outcomes = OutcomeQueue(self._limits.ordered)
+        self._calls.clear()
+        self.failure = self._source_failure = None
 
     # Outcomes
 

@@ -29,6 +29,9 @@ _ARGUMENTS = {
     "grpc.default_compression_algorithm": "compression",
 }
 _ALGORITHMS = {"gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+# gRPC's integers are of C.
+_LEAST, _MOST = -(2**31), 2**31 - 1
+_SERVICE_CONFIG = "grpc.service_config"
 # One class for each kind of call.
 _KINDS = ("UnaryUnary", "UnaryStream", "StreamUnary", "StreamStream")
 
@@ -73,6 +76,11 @@ class ChannelConfig:
             check_choice("compression", compression, get_args(Compression))
         if not isinstance(wait_for_ready, bool):
             raise ValueError(f"wait_for_ready: is {wait_for_ready!r}, must be True or False")
+        if wait_for_ready and _SERVICE_CONFIG in (options or {}):
+            raise ValueError(
+                f"wait_for_ready: channel_options has {_SERVICE_CONFIG}, which replaces it; set"
+                " waitForReady there"
+            )
         if isinstance(interceptors, str) or not isinstance(interceptors, Sequence):
             raise ValueError(f"interceptors: is {interceptors!r}, must be a list")
         check_count("connections", connections, 1, "1 or more")
@@ -102,9 +110,9 @@ class ChannelConfig:
         if self.wait_for_ready:
             import json  # for this rare option only
 
-            config = json.loads(str(options["grpc.service_config"]))
+            config = json.loads(str(options[_SERVICE_CONFIG]))
             config["methodConfig"] = [{"name": [{}], "waitForReady": True}]
-            options["grpc.service_config"] = json.dumps(config)
+            options[_SERVICE_CONFIG] = json.dumps(config)
         if self.connections > 1:  # else gRPC's channels would share their connections
             options["grpc.use_local_subchannel_pool"] = 1
         return list((options | dict(self.options)).items())
@@ -121,12 +129,14 @@ def _check_option(name: object, value: object) -> None:
         raise ValueError(f"channel_options: {name} is set by the argument {_ARGUMENTS[name]}")
     if not isinstance(value, (int, str)):
         raise ValueError(f"channel_options: {name} is {value!r}, must be an integer or text")
+    if isinstance(value, int) and not _LEAST <= value <= _MOST:
+        raise ValueError(f"channel_options: {name} is {value}, must be {_LEAST} to {_MOST}")
 
 
 def channel_options() -> list[Option]:
     """Return the SDK's channel options: round robin, keepalive, no gRPC retries."""
     return [
-        ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+        (_SERVICE_CONFIG, '{"loadBalancingConfig": [{"round_robin": {}}]}'),
         ("grpc.service_config_disable_resolution", 1),  # no TXT lookups for service configs
         # gRPC would send even calls to localhost through an http_proxy.
         ("grpc.enable_http_proxy", 0),

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import grpc
 
-from ._addresses import Server, addresses_of, function_of, is_local, split
+from ._addresses import SOCKET_SCHEMES, Server, addresses_of, function_of, is_local, split
 from ._arguments import check_choice, check_name, check_request_id, check_seconds
 from ._auth import Credentials
 from ._channel_config import ChannelConfig
 from ._frames import StreamLimits
 from ._retries import Attempts, RetryPolicy
-from ._status import error_of
+from ._status import REQUEST_ID_KEY, error_of
 from ._tls import advice
 from .errors import CallCancelledError, DeadlineExceededError, Resnet50Error, UnavailableError
 
@@ -32,7 +32,6 @@ HEALTH_POLLS = RetryPolicy(attempts=1, initial_backoff_s=0.1, max_backoff_s=1.0)
 _CALLER_KEY = re.compile(r"[ -~]{1,128}")
 _METADATA_KEY = re.compile(r"[a-z0-9_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]+")
-REQUEST_ID_KEY = "x-request-id"
 _RESERVED_KEYS = {
     "authorization": "use token or token_file",
     "x-priority": "use priority",
@@ -210,7 +209,7 @@ class Connection:
             return self.credentials.server_name
         if len(self.addresses) == 1:
             # The name that gRPC derives from a path is in no certificate.
-            return "localhost" if self.addresses[0].startswith("unix") else None
+            return "localhost" if self.addresses[0].startswith(SOCKET_SCHEMES) else None
         hosts = {split(address)[0] for address in self.addresses}
         if len(hosts) != 1:  # none are known yet if a function returns them
             raise ValueError(

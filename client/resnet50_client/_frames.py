@@ -119,7 +119,8 @@ class StreamLimits:
     Attributes:
         window: Maximum number of pending frames.
         resume_s: Seconds to retry without an answer from any server; 0 for no retries.
-        idle_timeout_s: Seconds a server may have pending frames without an answer.
+        idle_timeout_s: Seconds without an answer since a frame was last sent or answered, while
+            frames are pending.
         frame_timeout_s: Timeout of each frame in seconds.
 
     Raises:

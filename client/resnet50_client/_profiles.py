@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ._addresses import SOCKET_SCHEMES
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -51,16 +53,19 @@ class Profile:
 
     def over(self, other: Profile) -> Profile:
         """Return a copy in which unset options are taken from another profile."""
-        mine, theirs = self.arguments(), other.arguments()
-        for names in _TOGETHER:
-            if any(name in mine for name in names):
-                theirs = {name: one for name, one in theirs.items() if name not in names}
-        return Profile(**theirs | mine)
+        return Profile(**other.arguments(**self.arguments()))
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the set options as arguments of a client."""
+    def arguments(self, **given: Any) -> dict[str, Any]:
+        """Return the set options as arguments of a client.
+
+        Args:
+            given: Arguments that take precedence.
+        """
         known = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in known.items() if value is not None}
+        for names in _TOGETHER:
+            if any(given.get(name) is not None for name in names):
+                known |= dict.fromkeys(names)
+        return {name: value for name, value in known.items() if value is not None} | given
 
     @classmethod
     def of_environment(cls) -> Profile:
@@ -82,11 +87,17 @@ class Profile:
             profile_file: Path of the profile file; see `named`.
 
         Raises:
-            ValueError: A value is invalid, or the profile does not exist.
+            ValueError: A value is invalid, the profile does not exist, or there is a file and no
+                name.
             OSError: The profile file cannot be read.
         """
         known = self.over(_environment())
         name = profile or os.environ.get(PROFILE_NAME)
+        if not name and profile_file is not None:
+            raise ValueError(
+                f"profile_file: {os.fspath(profile_file)} is not read without a profile: name"
+                f" one, by profile or {PROFILE_NAME}"
+            )
         return known.over(self.named(name, profile_file)) if name else known
 
     @classmethod
@@ -207,7 +218,7 @@ def _value(key: str, value: object) -> Any:
         servers = [value] if isinstance(value, str) else value
         if not isinstance(servers, list) or not all(isinstance(one, str) for one in servers):
             raise ValueError("server: must be an address or a list of addresses")
-        if any("@" in one for one in servers if not one.startswith("unix")):
+        if any("@" in one for one in servers if not one.startswith(SOCKET_SCHEMES)):
             raise ValueError("server: must be host:port, without user and password")
         return tuple(servers)
     if key == "timeout_s":

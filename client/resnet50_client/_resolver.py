@@ -151,7 +151,8 @@ class Resolver:
             try:
                 # Sorted, because the order is not a reason for new channels.
                 addresses = tuple(sorted(set(addresses_of(self._function()))))
-            except Exception as error:  # of the application; logged, and raised if none is known
+            # Of the application, SystemExit too: logged, and raised if no address is known.
+            except BaseException as error:
                 reasons.append(_unusable(error))
         for address in addresses if len(addresses) > 1 else ():
             try:
@@ -183,7 +184,7 @@ class Resolver:
         done.set_result(None)
 
 
-def _unusable(error: Exception) -> str:
+def _unusable(error: BaseException) -> str:
     """Return why the result of a function cannot be used."""
     if isinstance(error, ValueError) and str(error).startswith("server: "):
         return f"the function returned {str(error).removeprefix('server: ')}"

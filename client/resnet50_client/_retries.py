@@ -108,7 +108,7 @@ class Attempts:
         self._deadline = self._retry_until = self._began + timeout_s
         if connect_timeout_s is not None:
             self._retry_until = min(self._deadline, self._began + connect_timeout_s)
-        self._last: UnavailableError | None = None
+        self._last: str | None = None  # not the error, whose frames have these attempts
 
     def left_s(self) -> float:
         """Return the remaining seconds, at least 0.001."""
@@ -136,17 +136,18 @@ class Attempts:
             spent_s = time.monotonic() - self._began
             error._complete(f"; tried {self._made} times in {spent_s:.1f} s")
         if isinstance(error, DeadlineExceededError) and self._last is not None:
-            error._complete(f"; the attempt before it failed: {self._last.message}")
+            error._complete(f"; the attempt before it failed: {self._last}")
         return None
 
     def _pause_s(self, error: Resnet50Error) -> float | None:
         if isinstance(error, OverloadedError):
             self._refused += 1
-            return error.retry_after_s if self._refused < self._overload_attempts else None
+            again = self._repeatable and self._refused < self._overload_attempts
+            return error.retry_after_s if again else None
         if not isinstance(error, UnavailableError):
             return None
         self._made += 1
-        self._last = error
+        self._last = error.message
         if self._attempts is not None and self._made >= self._attempts:
             return None
         return self._backoff.next_s() if self._repeatable or error.never_sent else None

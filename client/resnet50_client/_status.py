@@ -32,8 +32,9 @@ from .errors import (
     VariantNotFoundError,
 )
 
-_DETAILS_KEY = "grpc-status-details-bin"
-_REQUEST_ID_KEY = "x-request-id"
+# Keys of metadata: a status with details, and the ID of a call.
+DETAILS_KEY = "grpc-status-details-bin"
+REQUEST_ID_KEY = "x-request-id"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 # gRPC's message if a proxy, or the server's transport, aborted a call.
 _BROKEN_OFF = re.compile(r"Received RST_STREAM with error code \d+")
@@ -106,8 +107,8 @@ def error_of(failure: grpc.RpcError, server: str, advice: str = "") -> Resnet50E
         message = "no response within timeout_s; allow more time, or check the server's load"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         message = f"{server}: {message}{advice}"
-    details = _details(metadata.get(_DETAILS_KEY))
-    return _error(code, message, metadata.get(_REQUEST_ID_KEY), details)
+    details = _details(metadata.get(DETAILS_KEY))
+    return _error(code, message, metadata.get(REQUEST_ID_KEY), details)
 
 
 def ended_by_peer(failure: grpc.RpcError) -> bool:

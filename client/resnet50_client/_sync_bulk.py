@@ -62,7 +62,8 @@ class BulkResults(Iterator[Item], Generic[Item]):
         source = BulkSource(images, keyed)
         self._run = _Run(calls, connection, observers, kind, source, limits)
         self._item = item
-        # An iterator that is dropped ends its threads.
+        # An iterator that is dropped ends its threads. Called once: until then it keeps the run,
+        # and with an error of the run whose frames have this iterator, the iterator too.
         self._finalizer = weakref.finalize(self, self._run.close)
         self._finalizer.atexit = False
 
@@ -75,13 +76,13 @@ class BulkResults(Iterator[Item], Generic[Item]):
             if outcome is not None:
                 return self._item(outcome)
         except BaseException:
-            self._run.close()
+            self._finalizer()
             raise
         raise StopIteration
 
     def close(self) -> None:
         """Cancel the run. A thread that waits for a result gets CallCancelledError."""
-        self._run.close()
+        self._finalizer()
 
     def __enter__(self) -> BulkResults[Item]:
         return self
@@ -162,10 +163,14 @@ class _Run(Generic[Result]):
                     f"{self._connection}: the results were closed by another thread",
                     code="CANCELLED",
                 )
+        failure = self._batches.failure
         self.close()
-        if self._batches.failure is not None:
-            raise self._batches.failure
-        return None
+        if failure is None:
+            return None
+        try:
+            raise failure
+        finally:
+            del failure  # which its traceback would keep
 
     def close(self) -> None:
         """End the run: cancel its calls and close its source."""
@@ -177,6 +182,7 @@ class _Run(Generic[Result]):
             self._closed = True
             futures, unread = list(self._futures.values()), list(self._replies)
             self._replies.clear()
+            self._batches.clear()
             self._notify()
         for future in futures:
             future.cancel()
@@ -201,7 +207,9 @@ class _Run(Generic[Result]):
             raise RuntimeError(
                 "these results were begun before a fork; the child process needs a call of its own"
             )
-        self._channels = self._calls.open(self._connection.timeout_s)
+        self._channels = self._calls.open(self._connection.timeout_s, lambda: self._closed)
+        if self._closed:
+            return
         self._process = os.getpid()
         self._channels.wake_at_close(self)
         if self._channels.closing.is_set():
@@ -215,8 +223,9 @@ class _Run(Generic[Result]):
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
-            self._batches.fail(error)
-            self._notify()
+            if not self._closed:
+                self._batches.fail(error)
+                self._notify()
 
     # Reading
 
@@ -227,8 +236,9 @@ class _Run(Generic[Result]):
                 self._read_image()
         except BaseException as error:  # of the source; raised in the caller's thread
             with self._lock:
-                self._batches.end(error)
-                self._notify()
+                if not self._closed:
+                    self._batches.end(error)
+                    self._notify()
 
     def _may_read(self) -> bool:
         with self._lock:
@@ -250,6 +260,8 @@ class _Run(Generic[Result]):
         if entry is not None and content is None:
             content = self._kind.read(entry.image)
         with self._lock:
+            if self._closed:
+                return
             if entry is None:
                 self._batches.end()
                 self._notify()
@@ -324,9 +336,10 @@ class _Run(Generic[Result]):
         """Hand a response over; runs in gRPC's thread."""
         with self._lock:
             self._futures.pop(call, None)
-            self._replies.append((call, made, observation, future))
-            self._work.notify_all()
             closed = self._closed
+            if not closed:
+                self._replies.append((call, made, observation, future))
+                self._work.notify_all()
         if closed:
             observation.end(None, closed=True)
 
@@ -356,6 +369,8 @@ class _Run(Generic[Result]):
             error = self._connection.closed()
         observation.end(error)
         with self._lock:
+            if self._closed:
+                return
             if error is None and results is not None:
                 self._batches.answered(call, results, size, observation.request_id)
             elif error is not None:

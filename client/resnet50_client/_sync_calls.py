@@ -57,11 +57,14 @@ class Calls:
             connection, Resolver(connection.addresses, connection.function), grpc
         )
 
-    def open(self, timeout_s: float = FIRST_LOOKUP_S) -> Channels:
+    def open(
+        self, timeout_s: float = FIRST_LOOKUP_S, ended: Callable[[], bool] = lambda: False
+    ) -> Channels:
         """Return the channels, once the server's name was looked up.
 
         Args:
             timeout_s: Timeout in seconds of the first lookup; that of names is shorter.
+            ended: Returns True if the caller has ended meanwhile: there is no address then.
 
         Raises:
             CallCancelledError: The client is closed.
@@ -71,7 +74,7 @@ class Calls:
             raise self._connection.closed()
         resolver, ends = self.channels.resolver, time.monotonic() + timeout_s
         resolver.wait(timeout_s)
-        while (problem := resolver.problem) is not None:
+        while (problem := resolver.problem) is not None and not ended():
             if (left_s := ends - time.monotonic()) <= 0:
                 raise self._connection.unavailable(problem)
             self.pause(self.channels, min(left_s, AGAIN_S))
@@ -127,7 +130,10 @@ class Calls:
                 channels.failed(error)
                 pause_s = attempts.pause_s(error)
                 if pause_s is None:
-                    raise error from failure
+                    try:
+                        raise error from failure
+                    finally:
+                        del error  # which its traceback would keep, and with it the image
             except ValueError as misuse:  # raised by gRPC if the channel is closed
                 if not closing.is_set():
                     raise

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-import grpc
-
 from . import _sources
 from ._frames import FrameAnswer, StreamKind, StreamLimits
 from ._pending_frames import PendingFrames
@@ -27,7 +25,8 @@ class Attempt:
     Attributes:
         replies: Received responses that are not processed yet.
         ended: True after the last response.
-        failure: The gRPC error; None if the server ended the stream with OK.
+        failure: The gRPC error, or one of an interceptor; None if the server ended the stream with
+            OK.
         silence: Description of an idle timeout; None if there was none.
         call: The gRPC call; None before it is made.
         stubs: Kept so that the channel stays open during the call.
@@ -38,7 +37,7 @@ class Attempt:
         self.call: Any = None
         self.replies: collections.deque[Any] = collections.deque()
         self.ended = False
-        self.failure: grpc.RpcError | None = None
+        self.failure: BaseException | None = None
         self.silence: str | None = None
 
 
@@ -95,7 +94,9 @@ class Exchange(Generic[Result]):
         with self.changed:
             self.attempt = attempt
         attempt.call = method(self._requests(attempt), metadata=metadata)
-        threading.Thread(target=self._receive, args=[attempt], daemon=True).start()
+        threading.Thread(
+            target=self._receive, args=[attempt], name="resnet50 stream", daemon=True
+        ).start()
 
     def answers(self, attempt: Attempt) -> list[FrameAnswer[Result]] | None:
         """Wait for answers; return None if the attempt has ended, an empty list if cancelled."""
@@ -162,8 +163,8 @@ class Exchange(Generic[Result]):
                 with self.changed:
                     attempt.replies.append(reply)
                     self.changed.notify_all()
-        except grpc.RpcError as error:
-            failure = error
+        except BaseException as error:  # raised in the thread that waits for an answer
+            failure = error.with_traceback(None)  # whose frames have this attempt
         finally:
             with self.changed:
                 attempt.ended, attempt.failure = True, failure

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
 from ._client import Client
+from ._embedding_rows import DIMENSION
 from .errors import EmbeddingSpaceError, InvalidImageError
 
 __all__ = ["ImageEmbeddings"]
 
 log = logging.getLogger(__name__)
-
-DIMENSION = 2048
 
 
 @register("resnet50")  # type: ignore[no-untyped-call]

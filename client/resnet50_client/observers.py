@@ -7,14 +7,14 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import getrandbits
 from types import TracebackType
 from typing import Any
 
 from ._arguments import check_request_id
-from ._config import REQUEST_ID_KEY
 from ._frames import FrameAnswer
+from ._status import REQUEST_ID_KEY
 from ._types.results import Timing, VariantRef
 from .errors import Resnet50Error
 
@@ -202,6 +202,8 @@ class Observation:
         call.duration_s = time.perf_counter() - self._started
         call.code, call.error = "CANCELLED" if closed else _code_of(error), error
         self._observers.notify("call_ended", call)
+        if error is not None:
+            self._call = replace(call, error=None)  # whose frames have this observation
 
     def start(self) -> None:
         """Record the start of the call, and set `metadata`."""

@@ -273,14 +273,15 @@ def _row(position: Position, answer: FrameAnswer[Classification]) -> Row:
     row["outcome"] = "dropped" if answer.dropped else "failed" if answer.error else "answered"
     if not answer.dropped:
         row["latency_ms"] = round(answer.latency_s * 1000, 3)
-    if answer.result is not None:
-        top = answer.result.top
+    # A variant with thresholds may find no category.
+    for top in () if answer.result is None else answer.result[:1]:
         row |= {"label": top.label, "probability": round(top.probability, 6)}
     return row
 
 
 def _caption(answer: FrameAnswer[Classification]) -> str:
-    return printable(repr(answer.result.top)) if answer.result is not None else ""
+    """Return the top category; "" for a frame without a result, or without a category."""
+    return printable(", ".join(map(repr, answer.result[:1]))) if answer.result is not None else ""
 
 
 def _created(path: Path) -> TextIO:

@@ -82,8 +82,9 @@ def open_source(
     """
     path = Path(source)
     if path.is_dir():
-        given = ", ".join(name for name in options if name != "timeout_s")
-        if given:
+        for_videos = [name for name in options if name != "timeout_s"]
+        for_videos += ["encoding"] if encoding is not None else []
+        if given := ", ".join(for_videos):
             raise ValueError(f"{given}: for videos only, and {source} is a folder")
         rate = fps or FOLDER_FPS
         return FrameSource(_folder_images(source, rate if real_time else None, stop), rate)

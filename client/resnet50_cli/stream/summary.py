@@ -13,6 +13,7 @@ from resnet50_client import FrameAnswer, Stream
 
 # Only the newest latencies are kept, because a camera's stream is endless.
 LATENCIES = 10_000
+NO_CATEGORY = "no category"
 
 
 class StreamSummary:
@@ -34,12 +35,18 @@ class StreamSummary:
         """Number of frames with an error."""
         return self._stream.stats.failed
 
-    def add(self, answer: FrameAnswer[Any], label: str, caption: str) -> None:
-        """Add an answer; label and caption are used only if it has a result."""
+    def add(self, answer: FrameAnswer[Any], label: str | None, caption: str) -> None:
+        """Add an answer; label and caption are used only if it has a result.
+
+        Args:
+            answer: The answer.
+            label: Label of the top category; None if no category is probable enough.
+            caption: Text of the display for this frame.
+        """
         if answer.result is None:
             return
         with self._lock:
-            self._labels[label] += 1
+            self._labels[label or NO_CATEGORY] += 1
             self._caption = caption
             self._latencies_ms.append(answer.latency_s * 1e3)
 

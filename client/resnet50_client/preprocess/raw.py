@@ -6,14 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .._arrays import PLANAR_FORMATS, RawPixels
+from .._arrays import CHANNELS, PLANAR_FORMATS, RawPixels
 from .geometry import Geometry
 from .resize import resize
 
 # Weights of red and blue in luma: ITU-R BT.601-7 section 2.5.1, BT.709-6 section 3.2, BT.2020-2
 # table 4 (non-constant luminance).
 _LUMA_WEIGHTS = {"BT601": (0.299, 0.114), "BT709": (0.2126, 0.0722), "BT2020": (0.2627, 0.0593)}
-_CHANNELS = {"RGB": 3, "BGR": 3, "RGBA": 4, "GRAY": 1}
 _STRIP_ROWS = 32  # even, as two rows share their chroma
 
 
@@ -32,7 +31,7 @@ def raw_to_rgb(raw: RawPixels, geometry: Geometry, background: str) -> NDArray[n
     content = np.frombuffer(raw.pixels, dtype=np.uint8)
     if raw.pixel_format in PLANAR_FORMATS:
         return _planar(raw, content, geometry)
-    pixels = content.reshape(raw.height, raw.width, _CHANNELS[raw.pixel_format])
+    pixels = content.reshape(raw.height, raw.width, CHANNELS[raw.pixel_format])
     if raw.pixel_format == "BGR":
         return np.ascontiguousarray(pixels[:, :, ::-1])
     return to_rgb(pixels, background)

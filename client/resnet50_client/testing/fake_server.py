@@ -26,7 +26,7 @@ from resnet50.v1 import (
 from .. import _health
 from .._arrays import RawPixels
 from .._preprocessed import ImageContent, PreprocessedPixels
-from .._status import ERRORS, REASONS
+from .._status import DETAILS_KEY, ERRORS, REASONS, REQUEST_ID_KEY
 from ..errors import (
     InvalidImageError,
     InvalidRequestError,
@@ -40,7 +40,6 @@ from .script import Answer, Received, Script
 
 DEFAULT_CATEGORIES = ("tabby", "golden retriever", "goldfish", "daisy", "espresso", "sports car")
 DEFAULT_TOP_K = 5
-DETAILS_KEY, REQUEST_ID_KEY = "grpc-status-details-bin", "x-request-id"
 _CODES = {kind: code for code, kind in reversed(ERRORS.items())}
 
 

@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from resnet50_client.testing import FakeServer
 from tests.support.command_runs import Command, resnet50
 from tests.support.counted_engine import counted_engine
 from tests.support.pictures import photo_like
@@ -123,6 +124,29 @@ async def test_truncated_image_of_a_folder_is_answered_with_a_warning(tmp_path):
     words = " ".join(said.split())
     assert f"{folder / '1.jpg'}: the image is truncated; the result is that of the part" in words
     assert "0.jpg: the image is" not in words
+
+
+class NoCategory(FakeServer):
+    """Answers without a category, as a variant with thresholds may."""
+
+    def answer(self, method, options, image, context):
+        found = super().answer(method, options, image, context)
+        found.ClearField("categories")
+        return found
+
+
+async def test_frame_without_a_category_is_answered_without_a_label(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    photo_like(64, 48).save(folder / "0.png")
+    table, video = tmp_path / "out.csv", tmp_path / "out.mp4"
+    outputs = ("--csv", table, "--annotate", video)
+    with NoCategory() as server:
+        status, summary, said = await resnet50("stream", folder, *outputs, server=server.address)
+    assert (status, "labels: no category 1" in summary) == (0, True), said
+    (row,) = rows(table)
+    assert (row["outcome"], row["label"], row["probability"]) == ("answered", "", "")
+    assert shapes(video) == [(64, 48)]
 
 
 async def test_latest_counts_what_it_drops(engine, clip, tmp_path):

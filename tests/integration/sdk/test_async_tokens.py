@@ -77,6 +77,15 @@ async def test_token_that_does_not_come_ends_by_deadline(server):
     assert server.received == []
 
 
+async def test_timeout_within_a_coroutine_function_is_its_own_error(server):
+    async def login() -> str:
+        raise TimeoutError("the identity provider is slow")
+
+    async with AsyncClient(server.address, token=login, timeout_s=1e6) as client:
+        with pytest.raises(TimeoutError, match="the identity provider is slow"):
+            await client.classify(b"image")
+
+
 async def test_wrong_token_of_a_coroutine_function_is_not_shown(server):
     async with AsyncClient(server.address, token=functools.partial(named, "se cret")) as client:
         with pytest.raises(ValueError, match=r"^token: must be visible ASCII") as raised:

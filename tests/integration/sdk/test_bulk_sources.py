@@ -8,7 +8,9 @@ import gc
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -219,6 +221,28 @@ async def test_source_is_closed_at_any_end(kind, end):
             gc.collect()
         assert await asyncio.to_thread(frames.closed.wait, 60)
         await client.close()
+
+
+class Photo(os.PathLike):
+    """The path of an image."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+async def test_failed_run_is_forgotten_with_its_error(kind, tmp_path):
+    (tmp_path / "image").write_bytes(TINY)
+    photo = Photo(tmp_path / "image")
+    alive = weakref.ref(photo)
+    retry = resnet50_client.RetryPolicy(attempts=1)
+    async with Caller(kind, "127.0.0.1:1", retry=retry) as client:
+        with pytest.raises(resnet50_client.UnavailableError) as raised:
+            await collect(client, "classify_many", [photo])
+        del photo, raised
+        await until(lambda: gc.collect() is not None and alive() is None)
 
 
 async def test_closing_the_client_ends_a_run_that_waits_for_its_source(kind):

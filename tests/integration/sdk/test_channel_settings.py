@@ -185,6 +185,43 @@ def test_interceptors_of_the_other_client_are_refused():
         Client(interceptors=Blocking([]))
 
 
+class _Broken:
+    """The answers of an intercepted stream, of which the first one cannot be taken."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def __iter__(self) -> _Broken:
+        return self
+
+    def __next__(self) -> None:
+        raise ZeroDivisionError("the interceptor is broken")
+
+
+class BrokenAnswers(grpc.StreamStreamClientInterceptor):
+    """Fails with the first answer of a stream."""
+
+    def intercept_stream_stream(self, continuation, client_call_details, request_iterator):
+        return _Broken(continuation(client_call_details, request_iterator))
+
+
+class BrokenStreams(grpc.aio.StreamStreamClientInterceptor):
+    """Fails with each stream."""
+
+    async def intercept_stream_stream(self, continuation, client_call_details, request_iterator):
+        raise ZeroDivisionError("the interceptor is broken")
+
+
+async def test_error_of_an_interceptor_ends_its_stream(kind, server):
+    interceptors = [BrokenAnswers() if kind is Client else BrokenStreams()]
+    async with Caller(kind, server.address, interceptors=interceptors, timeout_s=1e6) as client:
+        with pytest.raises(ZeroDivisionError, match="the interceptor is broken"):
+            await called(client, "stream")
+
+
 # Options of channels
 
 
@@ -203,6 +240,11 @@ async def test_channel_options_go_before_those_of_the_sdk(kind, server):
         ({"channel_options": {"grpc.max": 1.5}}, r"grpc\.max is 1\.5, must be an integer or text"),
         ({"channel_options": {"grpc.ssl_target_name_override": "a"}}, "the argument server_name"),
         ({"channel_options": ["grpc.max"]}, "must map names to values"),
+        ({"channel_options": {"grpc.max": 2**31}}, r"grpc\.max is 2147483648, must be -21474836"),
+        (
+            {"channel_options": {"grpc.service_config": "{}"}, "wait_for_ready": True},
+            r"wait_for_ready: channel_options has grpc\.service_config, which replaces it",
+        ),
         ({"compression": "zstd"}, "compression: is 'zstd', must be one of gzip, deflate"),
         ({"wait_for_ready": "no"}, "wait_for_ready: is 'no', must be True or False"),
     ],

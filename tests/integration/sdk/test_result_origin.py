@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import io
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from resnet50_client import AsyncClient, Client, InvalidImageError, UnavailableError
+from resnet50_client import (
+    AsyncClient,
+    CallObserver,
+    Client,
+    InvalidImageError,
+    RawImage,
+    UnavailableError,
+)
 from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller
 
@@ -41,6 +51,34 @@ async def test_error_has_the_image_that_was_passed(kind, server):
         with pytest.raises(InvalidImageError) as local:
             await client.embed(array := np.zeros((4, 4, 7), np.uint8))
         assert local.value.source is array
+
+
+@pytest.mark.parametrize("observers", [(), (CallObserver(),)], ids=["unobserved", "observed"])
+async def test_image_is_released_with_its_error(kind, server, observers):
+    """At once, rather than by the garbage collector, which does not see how large an image is."""
+    server.script(InvalidImageError("image: is broken"))
+    images = [RawImage(np.zeros((4, 4, 3), np.uint8), "RGB")]
+    alive = weakref.ref(images[0])
+
+    def failing(client: Client) -> None:
+        with contextlib.suppress(InvalidImageError):
+            client.classify(images[0])
+
+    client = kind(server.address, observers=observers)
+    gc.collect()
+    gc.disable()
+    try:
+        if isinstance(client, AsyncClient):
+            with contextlib.suppress(InvalidImageError):
+                await client.classify(images[0])
+            await client.close()
+        else:
+            await asyncio.to_thread(failing, client)
+            client.close()
+        images.clear()
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 async def test_error_without_an_image_has_none(kind, server):

@@ -12,7 +12,13 @@ import grpc
 import pytest
 
 from resnet50.v1 import inference_pb2, inference_pb2_grpc, result_pb2
-from resnet50_client import Client, RetryPolicy, UnavailableError
+from resnet50_client import (
+    AsyncClient,
+    CallCancelledError,
+    Client,
+    RetryPolicy,
+    UnavailableError,
+)
 from resnet50_client import _resolver as resolver_module
 from tests.support.clients import Caller, items
 from tests.support.serving import until
@@ -42,9 +48,11 @@ class Servers:
 
     def __init__(self) -> None:
         self.listed: list[str] = []
+        self.calls = 0
         self._servers: dict[str, grpc.Server] = {}
 
     def __call__(self) -> list[str]:
+        self.calls += 1
         return list(self.listed)
 
     def start(self) -> Named:
@@ -133,6 +141,34 @@ async def test_error_names_the_function_that_returns_no_address(kind, servers, n
             await client.classify(PNG)
         with pytest.raises(UnavailableError, match=r"Servers\(\): the function returned \[\]"):
             [one async for one in items(client, name, [PNG])]
+
+
+@pytest.mark.parametrize("name", ["classify_many", "classify_stream"])
+async def test_results_closed_before_the_first_address_read_nothing(kind, servers, name):
+    read: list[bytes] = []
+
+    def images() -> Iterator[bytes]:
+        while True:
+            read.append(PNG)
+            yield PNG
+
+    before = asyncio.all_tasks()
+    async with Caller(kind, servers, timeout_s=1e6) as client:
+        results = getattr(client.client, name)(images())
+        if kind is AsyncClient:
+            waiting = asyncio.ensure_future(anext(results))
+            await until(lambda: servers.calls)
+            await asyncio.wait_for(results.aclose(), 60)
+        else:
+            waiting = asyncio.ensure_future(asyncio.to_thread(next, results))
+            await until(lambda: servers.calls)
+            await asyncio.wait_for(asyncio.to_thread(results.close), 60)
+        with pytest.raises(CallCancelledError):
+            await asyncio.wait_for(waiting, 60)
+        servers.start()
+        await client.classify(PNG)
+    assert asyncio.all_tasks() == before
+    assert read == []
 
 
 def test_client_of_a_function_is_pickled_with_it():

@@ -180,6 +180,11 @@ def test_unsafe_calls_are_retried_only_before_connecting(clock):
     assert 27.6 <= sum(pauses(attempts(), clock, never_sent=True)) < 30.0
 
 
+def test_unsafe_calls_are_not_retried_when_refused(clock):
+    attempts = Attempts(RetryPolicy(overload_attempts=3), 900.0, connect_timeout_s=30.0)
+    assert attempts.pause_s(FULL) is None
+
+
 def test_nothing_is_retried_past_the_deadline(clock):
     policy = RetryPolicy(initial_backoff_s=1.0)
     assert Attempts(policy, 0.5).pause_s(UnavailableError(GONE)) is None

@@ -156,6 +156,12 @@ def test_function_of_addresses_needs_a_server_name_with_tls():
         Client(lambda: "localhost:1", tls=True)
 
 
+def test_name_of_a_socket_in_tls_is_localhost_and_a_host_keeps_its_own(ca):
+    secure = Credentials.of(ca=bundle(ca))
+    for server, name in (("unix:/run/r.sock", "localhost"), ("unix-1.example:50051", None)):
+        assert Connection.to(server, 1.0, None, credentials=secure).server_name() == name
+
+
 def test_several_hosts_need_the_name_of_their_certificates(ca):
     with pytest.raises(ValueError, match=r"^server_name: "):
         Client(["127.0.0.1:1", "127.0.0.2:1"], ca=bundle(ca))

@@ -148,6 +148,7 @@ def test_environment_without_a_profile_reads_no_file(written, monkeypatch):
     [
         ("TLS", "perhaps", "^RESNET50_TLS: tls: must be true or false"),
         ("WAIT_FOR_READY", "maybe", "^RESNET50_WAIT_FOR_READY: wait_for_ready: must be true or"),
+        ("SERVER", "unix-me@host:1", "^RESNET50_SERVER: server: must be host:port"),
         ("TIMEOUT_S", "soon", "^RESNET50_TIMEOUT_S: timeout_s: must be a number"),
         ("PROFILE", "prod", "^profile: "),
     ],
@@ -177,6 +178,22 @@ def test_tokens_and_certificates_are_taken_whole_from_one_place(monkeypatch):
     assert Profile(cert="/f.pem").with_defaults(None, None) == Profile(
         cert="/f.pem", token="hidden"
     )
+
+
+async def test_token_of_a_program_beats_the_token_file_of_its_environment(
+    kind, tmp_path, monkeypatch
+):
+    (tmp_path / "token").write_text("of-the-environment")
+    monkeypatch.setenv("RESNET50_TOKEN_FILE", str(tmp_path / "token"))
+    with FakeServer() as server:
+        await classify_once(kind.from_environment(server=server.address, token="own"))
+    assert server.received[0].metadata["authorization"] == "Bearer own"
+
+
+def test_file_without_the_name_of_a_profile_is_refused(written):
+    path = written(PROD)
+    with pytest.raises(ValueError, match=r"profiles\.toml is not read without a profile"):
+        Profile().with_defaults(None, path)
 
 
 def test_profile_does_not_show_its_token():

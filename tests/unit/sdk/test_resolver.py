@@ -260,7 +260,7 @@ class Listed:
 
     def __call__(self):
         self.calls += 1
-        if isinstance(self.result, Exception):
+        if isinstance(self.result, BaseException):
             raise self.result
         return self.result
 
@@ -290,11 +290,12 @@ def test_order_of_a_functions_addresses_does_not_matter(names):
     ("result", "text"),
     [
         (OSError("no such host"), "the function failed: OSError: no such host"),
+        (SystemExit("no login"), "the function failed: SystemExit: no login"),
         ([], "the function returned"),
         (["a:http"], "the function returned 'a:http' is neither host:port"),
         (None, "the function returned of type NoneType is neither an address"),
     ],
-    ids=["error", "none", "invalid", "type"],
+    ids=["error", "exit", "none", "invalid", "type"],
 )
 def test_failing_function_keeps_the_last_addresses(names, caplog, result, text):
     function = Listed("10.0.0.1:1")
