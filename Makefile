@@ -25,7 +25,7 @@ PILLOW_FLOOR = $(shell sed -n 's/.*"pillow>=\([0-9.]*\)".*/\1/p' pyproject.toml 
 .PHONY: help demo serve test coverage oip console console-lint console-pictures proxies ray ray-short languages image openapi-clients bench bench-gpu compare reliability overload memory soak kills swaps sick-variant netfaults netfaults-short scale-out hostile-floor metadata-flood large-photos preprocess matrix fuzz fuzz-live check format protos sync reference docs docs-serve dist lock pictures screenshots clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 # Packages for development; they include those of the demo.
 $(VENV)/installed: pyproject.toml
