@@ -96,10 +96,11 @@ class Generator:
             times = poisson(load.rate_per_s, self._plan.seed)
         arrivals = asyncio.create_task(self._arrivals(times), name="bench arrivals")
         stopping = asyncio.create_task(self._stopped.wait(), name="bench stop")
-        await asyncio.wait((arrivals, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not arrivals.done():
-            arrivals.cancel()
+        try:
+            await asyncio.wait((arrivals, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (arrivals, stopping):
+                task.cancel()  # no effect on one that has ended
         await asyncio.wait((arrivals, stopping))
         if not arrivals.cancelled():
             arrivals.result()

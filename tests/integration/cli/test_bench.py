@@ -255,6 +255,19 @@ async def test_function_measures_without_a_command_line():
     assert (run.answered, again.answered) == (20, 20)
 
 
+@pytest.mark.parametrize("load", [Load(concurrency=2), Load(rate_per_s=50.0)], ids=str)
+async def test_cancelled_measurement_leaves_no_task(load):
+    async with serving() as server:
+        computed = counting(server)
+        work = plan(server, load=load, duration_s=600.0)
+        measured = asyncio.create_task(measuring(work, images_of(work, (232, 232))))
+        await until(lambda: computed[0] > 5)
+        measured.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await measured
+        await until(lambda: not any("bench" in task.get_name() for task in asyncio.all_tasks()))
+
+
 async def test_calls_fail_by_themselves_and_are_not_repeated():
     async with serving() as server:
         (engine,) = engines_of(server)
