@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 # After this many broken connections a frame is sent while no other one is in flight, so that the
 # next break can only be due to this frame.
 ALONE_AFTER = 2
+# Longer waits overflow on some systems: after 49 days on Windows.
+LONGEST_WAIT_S = 24 * 3600.0
 _TOO_LONG = (
     "frames are not sent in chunks: send it as a JPEG, which frames_from_video does by itself, or"
     " preprocessed (client.preprocessor); or use classify and embed, which send chunks"
@@ -224,13 +226,13 @@ class PendingFrames(Generic[Result]):
         )
 
     def wait_s(self) -> float | None:
-        """Return the seconds until the next timeout for `expire` or `silence`; None for never."""
+        """Return the seconds until `expire` or `silence` is to be called; None for never."""
         at = math.inf
         if self._frames:
             at = next(iter(self._frames.values())).added + self._limits.frame_timeout_s
         if self._in_flight:
             at = min(at, self._active_at + self._limits.idle_timeout_s)
-        return None if math.isinf(at) else max(0.0, at - self._clock())
+        return None if math.isinf(at) else min(max(0.0, at - self._clock()), LONGEST_WAIT_S)
 
     def restart(self, broke: bool = False) -> list[FrameAnswer[Result]]:
         """Start another attempt, on which pending frames are resent.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass
 
 from ._arguments import check_count, check_seconds
+from ._randomness import with_jitter
 from .errors import DeadlineExceededError, OverloadedError, Resnet50Error, UnavailableError
 
 # Shorter pauses would be a busy loop.
@@ -62,7 +62,7 @@ class RetryPolicy:
 def backoff_s(retry: RetryPolicy, tries: int) -> float:
     """Return the pause after a number of failed attempts in seconds, with jitter."""
     pause_s = retry.initial_backoff_s * 2.0 ** min(tries - 1, 30)
-    return min(pause_s, retry.max_backoff_s) * random.uniform(0.8, 1.2)
+    return with_jitter(min(pause_s, retry.max_backoff_s))
 
 
 class Backoff:

@@ -8,12 +8,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from random import getrandbits
 from types import TracebackType
 from typing import Any
 
 from ._arguments import check_request_id
 from ._frames import FrameAnswer
+from ._randomness import random_id
 from ._status import REQUEST_ID_KEY
 from ._types.results import Timing, VariantRef
 from .errors import Resnet50Error
@@ -164,8 +164,7 @@ class Observation:
         self._observers = observers
         self._call = call
         self._given_id = request_id
-        # Not uuid4: it makes a system call, and releases the GIL for that.
-        call.request_id = request_id or f"{getrandbits(128):032x}"
+        call.request_id = request_id or random_id()
         self._started = 0.0
         self.metadata: tuple[tuple[str, str], ...] = ()
 

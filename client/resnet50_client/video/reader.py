@@ -36,7 +36,8 @@ class SourceLostError(ConnectionError):
         frames: Number of frames decoded before.
     """
 
-    def __init__(self, message: str, source: str, frames: int) -> None:
+    # With defaults, as pickle and copy pass the message alone, and set the attributes then.
+    def __init__(self, message: str, source: str = "", frames: int = 0) -> None:
         super().__init__(message)
         self.source = source
         self.frames = frames

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 
 import pytest
 
@@ -11,6 +12,7 @@ import resnet50_client
 from resnet50.v1 import image_pb2, inference_pb2
 from resnet50_client import AsyncClient, CallObserver, ObservedCall, RetryPolicy
 from resnet50_client._unary import UPLOAD_ABOVE_BYTES
+from resnet50_client.testing import FakeServer
 from tests.support.clients import Caller, items
 from tests.support.pictures import encode, picture
 from tests.support.serving import gate, serving, until, watched
@@ -123,6 +125,18 @@ async def test_without_observers_only_a_request_id_is_sent(kind):
         "accept-encoding",
         "x-request-id",
     }
+
+
+async def test_request_ids_do_not_follow_the_programs_seed(kind):
+    states, ids = set(), set()
+    with FakeServer() as server:
+        for _ in range(2):
+            random.seed(7)
+            async with Caller(kind, server.address) as client:
+                await client.classify(PNG)
+            states.add(random.getstate())
+        ids = {one.metadata["x-request-id"] for one in server.received}
+    assert (len(ids), len(states)) == (2, 1)
 
 
 async def test_an_observer_may_name_the_request(kind):

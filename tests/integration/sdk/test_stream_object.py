@@ -447,6 +447,15 @@ async def test_counts_are_right_just_after_a_resume(kind):
     assert stats.mean_latency_ms > 0
 
 
+async def test_limits_may_be_longer_than_a_system_can_wait(kind):
+    limits = {"idle_timeout_s": 1e12, "frame_timeout_s": 1e12}
+    async with (
+        scripted_stream(healthy) as server,
+        Caller(kind, server.address, timeout_s=1e12) as client,
+    ):
+        assert len(await rest(client.client.classify_stream([PNG] * 3, **limits))) == 3
+
+
 async def test_counts_have_the_servers_times(kind):
     async def script(stream: scripted.Stream):
         async for frame in stream.frames():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -150,6 +151,14 @@ def test_pauses_differ_between_clients(clock):
     policy = RetryPolicy(initial_backoff_s=1.0)
     first = {Attempts(policy, 30.0).pause_s(UnavailableError(GONE)) for _ in range(20)}
     assert len(first) > 10
+
+
+def test_pauses_differ_between_programs_with_one_seed(clock):
+    policy, found = RetryPolicy(initial_backoff_s=1.0), set()
+    for _ in range(20):
+        random.seed(7)
+        found.add(Attempts(policy, 30.0).pause_s(UnavailableError(GONE)))
+    assert len(found) > 10
 
 
 def test_retry_budget_ends_before_the_deadline(clock):

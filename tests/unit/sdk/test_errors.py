@@ -13,6 +13,7 @@ from resnet50_client import (
     InvalidRequestError,
     OverloadedError,
     RetryPolicy,
+    SourceLostError,
     errors,
 )
 from resnet50_client._batches import Batches
@@ -196,6 +197,11 @@ def test_error_is_whole_after_a_pickle(kind, repeat):
     assert type(back) is kind
     assert (str(back), back.args) == ("told", ("told",))
     assert vars(back) == vars(error)
+
+
+def test_lost_source_is_whole_after_a_pickle():
+    lost = pickle.loads(pickle.dumps(SourceLostError("camera 0: lost", "camera 0", 7)))
+    assert (str(lost), lost.source, lost.frames) == ("camera 0: lost", "camera 0", 7)
 
 
 def test_text_added_to_an_error_survives_a_pickle():

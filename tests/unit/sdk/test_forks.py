@@ -105,3 +105,20 @@ def test_child_uses_what_a_thread_of_its_parent_held(script, tmp_path):
     command = [sys.executable, "-c", HELD + script, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+IDS = """
+import os, sys
+from resnet50_client._randomness import random_id
+
+reading, writing = os.pipe()
+if os.fork() == 0:
+    os.write(writing, random_id().encode())
+    os._exit(0)
+os.wait()
+sys.exit(os.read(reading, 100).decode() == random_id())
+"""
+
+
+def test_child_has_other_ids_of_calls():
+    assert subprocess.run([sys.executable, "-c", IDS], timeout=60).returncode == 0
