@@ -63,6 +63,8 @@ def check_count(name: str, value: object, least: int, rule: str, field: str = ""
     """
     # numpy integers are integers; True and False are not.
     good = isinstance(value, Integral) and not isinstance(value, bool)
+    if good and int(value) > MAX_COUNT:  # type: ignore[call-overload]
+        rule = f"at most {MAX_COUNT}"
     if not good or not least <= int(value) <= MAX_COUNT:  # type: ignore[call-overload]
         raise InvalidRequestError(f"{name}: is {value!r}, must be {rule}", field=field or name)
 

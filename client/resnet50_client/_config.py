@@ -97,11 +97,17 @@ class Connection:
         connection = cls(
             addresses,
             timeout_s,
-            retry or RetryPolicy(),
+            RetryPolicy(),
             credentials=credentials,
             channel=channel or ChannelConfig(),
             function=function,
-        ).with_options(priority=priority, caller_key=caller_key, variant=variant, metadata=metadata)
+        ).with_options(
+            retry=retry,
+            priority=priority,
+            caller_key=caller_key,
+            variant=variant,
+            metadata=metadata,
+        )
         connection.attempts(None)
         connection.server_name()
         if credentials.bearer and not (credentials.secure or credentials.insecure_token):
@@ -137,6 +143,10 @@ class Connection:
             check_seconds("timeout_s", timeout_s)
             changes["timeout_s"] = timeout_s
         if retry is not None:
+            if not isinstance(retry, RetryPolicy):
+                raise ValueError(
+                    f"retry: is {retry!r}, must be a RetryPolicy, e.g. RetryPolicy(attempts=3)"
+                )
             changes["retry"] = retry
         if priority is not None:
             check_choice("priority", priority, get_args(Priority))

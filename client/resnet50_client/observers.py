@@ -112,9 +112,14 @@ class Observers:
     Args:
         observers: The observers.
         servers: Value of `ObservedCall.servers`.
+
+    Raises:
+        ValueError: The observers are no list of them.
     """
 
     def __init__(self, observers: Sequence[CallObserver], servers: tuple[str, ...]) -> None:
+        if not isinstance(observers, Iterable):  # such as one observer
+            raise ValueError(f"observers: is {observers!r}, must be a list")
         self._observers = tuple(observers)
         self._servers = servers
         self._error_logged = False

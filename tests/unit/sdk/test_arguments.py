@@ -11,7 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from resnet50_client import AsyncClient, InvalidRequestError, RawImage, RetryPolicy, VideoFrame
+from resnet50_client import (
+    AsyncClient,
+    CallObserver,
+    InvalidRequestError,
+    RawImage,
+    RetryPolicy,
+    VideoFrame,
+)
 from resnet50_client.admin import AdminClient, AsyncAdminClient
 from tests.support.clients import KINDS
 from tests.support.pictures import encode, photo_like
@@ -173,6 +180,24 @@ async def test_unknown_pixel_format_of_one_image_is_refused(client, value):
     for image in (RGB, PNG):
         with pytest.raises(InvalidRequestError, match=r"pixel_format: is .*RGB, BGR, RGBA, GRAY"):
             await client.classify(image, pixel_format=value)
+
+
+async def test_retries_that_are_no_policy_are_refused(client):
+    says = r"retry: is 3, must be a RetryPolicy, e\.g\. RetryPolicy\(attempts=3\)"
+    with pytest.raises(ValueError, match=says):
+        client.with_options(retry=3)
+    with pytest.raises(ValueError, match=says):
+        type(client)(NOWHERE, retry=3)
+
+
+async def test_single_observer_is_refused(client):
+    with pytest.raises(ValueError, match=r"^observers: is .*, must be a list"):
+        type(client)(NOWHERE, observers=CallObserver())
+
+
+async def test_count_above_the_contracts_is_refused_with_the_limit(client):
+    with pytest.raises(InvalidRequestError, match="top_k: is 4294967296, must be at most 42949672"):
+        client.classify_many(["a.jpg"], top_k=2**32)
 
 
 async def test_integers_of_numpy_are_integers(client):
