@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
 def main() -> None:
     """Run the command line; exit with status 2 if a package that it needs is not installed."""
+    # Labels and names of files have any characters; a pipe on Windows, or an old locale, has few.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from .app import app
 

@@ -7,6 +7,8 @@ import contextlib
 import inspect
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -193,6 +195,25 @@ def test_printable_keeps_what_can_be_read_and_escapes_the_rest():
     assert printable("日本 Füchse 🦊 a\tb\\n") == "日本 Füchse 🦊 a\\tb\\n"
     assert printable("\x1b\x9b\u202e\ud800\U000e0001") == r"\x1b\x9b\u202e\ud800\U000e0001"
     assert printable({"a\n": ["\r", ("\0", 1, None)]}) == {r"a\n": [r"\r", (r"\x00", 1, None)]}
+
+
+@pytest.mark.parametrize("command", [("classify", "image"), ("variants",), ("--help",)], ids=str)
+def test_output_that_takes_few_characters_gets_the_others_escaped(command, tmp_path):
+    """Such as a pipe on Windows."""
+    (tmp_path / "image").write_bytes(b"image")
+    with FakeServer(categories=("\u732b",)) as server:
+        chosen = {"RESNET50_SERVER": server.address, "PYTHONIOENCODING": "cp1252"}
+        done = subprocess.run(
+            [sys.executable, "-m", "resnet50_cli", *command],
+            cwd=tmp_path,
+            env=os.environ | chosen,
+            capture_output=True,
+            encoding="cp1252",
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    if command[0] == "classify":
+        assert done.stdout.startswith("image: \\u732b 100.0%")
 
 
 def test_commands_write_through_one_module_only():
