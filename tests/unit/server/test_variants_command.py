@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,18 @@ def test_list_shows_official_variants_and_their_files(capsys, here, monkeypatch)
             assert part in line(output, name + " ")
     assert "DEFAULT is IMAGENET1K_V2" in output
     assert str(here) in output
+
+
+def test_output_that_takes_few_characters_gets_the_others_escaped(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet50_server", "variants", "list"],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1", "TORCH_HOME": str(tmp_path)},
+        capture_output=True,
+        encoding="latin-1",
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"232 \u2192 224" in done.stdout
 
 
 def test_files_lie_in_torch_hubs_folder_unless_told_otherwise(capsys, tmp_path, monkeypatch):
