@@ -12,6 +12,7 @@ import typer
 from .flags import FLAGS
 
 if TYPE_CHECKING:
+    from resnet50_server.ray.options import RayOptions
     from resnet50_server.ray.status import AppStatus
 
 APP = "resnet50"
@@ -126,24 +127,7 @@ def deploy(
         print(application_yaml(app, options), end="")
         return
     _connect(address)
-    from resnet50_server.ray.deploy import Deployment
-    from resnet50_server.ray.status import read_status
-
-    deployment = Deployment(app, options)
-    known = {one.replica for one in deployment.failed_starts()}  # of earlier deployments
-    deployment.start()
-    ended = False
-    while not ended:
-        ended = deployment.ended(POLL_S)
-        for failed in deployment.failed_starts():
-            if failed.replica not in known:
-                known.add(failed.replica)
-                print(f"resnet50-server: {failed.node}: {failed.reason}", file=sys.stderr)
-    if deployment.error is not None:
-        print(f"resnet50-server: {app}: {deployment.error}", file=sys.stderr)
-        raise typer.Exit(1)
-    for server in read_status(app).servers:
-        print(f"{server.state} {server.address}")
+    _deploy(app, options)
 
 
 @ray.command()
@@ -172,6 +156,28 @@ def delete(app: App = APP, address: Address = "auto") -> None:
     from resnet50_server.ray.deploy import delete_app
 
     delete_app(app)
+
+
+def _deploy(app: str, options: RayOptions) -> None:
+    """Deploy, print failed starts as they happen, and then the servers or why there are none."""
+    from resnet50_server.ray.deploy import Deployment
+    from resnet50_server.ray.status import read_status
+
+    deployment = Deployment(app, options)
+    known = {one.replica for one in deployment.failed_starts()}  # of earlier deployments
+    deployment.start()
+    ended = False
+    while not ended:
+        ended = deployment.ended(POLL_S)
+        for failed in deployment.failed_starts():
+            if failed.replica not in known:
+                known.add(failed.replica)
+                print(f"resnet50-server: {failed.node}: {failed.reason}", file=sys.stderr)
+    if deployment.error is not None:
+        print(f"resnet50-server: {app}: {deployment.error}", file=sys.stderr)
+        raise typer.Exit(1)
+    for server in read_status(app).servers:
+        print(f"{server.state} {server.address}")
 
 
 def _settings(arguments: list[str]) -> dict[str, Any]:

@@ -7,14 +7,17 @@ are benchmarked on a few batches, and the result is stored in the graph cache.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import platform
 import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.cpus import CpuPlan
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import VariantSpec
+from resnet50_server.variants.torch_pair import IMPORT_ERRORS
 
 from .base import Engine, Images
 from .graph_cache import CacheFull, GraphCache
@@ -117,7 +121,7 @@ class CpuEngines:
         if kinds != ["torch"]:
             try:
                 graph = self._export(spec, network, digest)
-            except (ExportMismatch, CacheFull) as error:
+            except (ExportMismatch, CacheFull, UnusableRuntime) as error:
                 if kind != "auto" or quantize_here:
                     raise
                 log.warning("%s; using PyTorch for these weights", error)
@@ -186,8 +190,7 @@ class CpuEngines:
 
             onnx.save(onnx_graph(network(), transform), path)
             if not spec.quantized:
-                kind = _installed(GRAPH_RUNTIMES["fp32"])[0]
-                graph = load_graph(kind, path, "fp32", self._plan)
+                graph = self._load_by_any(path)
                 _require_match(spec, graph, TorchEngine(network(), transform, "cpu", "fp32"))
 
         # The number of categories is part of the key: weights are only checked at the export.
@@ -201,9 +204,23 @@ class CpuEngines:
         )
         return self._cache.path(f"{key}.onnx", export)
 
+    def _load_by_any(self, graph: Path) -> Engine:
+        """Open a graph in float32 with a runtime that can be imported.
+
+        Raises:
+            UnusableRuntime: There is none.
+        """
+        *others, last = _installed(GRAPH_RUNTIMES["fp32"])
+        for kind in others:
+            with _warning_if_unusable():
+                return load_graph(kind, graph, "fp32", self._plan)
+        return load_graph(last, graph, "fp32", self._plan)
+
     def _load_graph(self, kind: str, graph: Path, precision: str) -> Engine:
         try:
             return load_graph(kind, graph, precision, self._plan)
+        except UnusableRuntime:
+            raise  # the file is not damaged
         except Exception as error:  # each runtime has its own classes
             if is_out_of_memory(error):
                 raise  # the file is not damaged
@@ -226,7 +243,10 @@ class CpuEngines:
 
         def measure() -> dict[str, float]:
             for kind, build in builders.items():
-                built[kind] = build()
+                with _warning_if_unusable():
+                    built[kind] = build()
+            if not built:
+                raise UnusableRuntime(f"engine: {' and '.join(builders)} cannot be imported")
             return {kind: images_per_s(engine, images, top_k) for kind, engine in built.items()}
 
         versions = [importlib.metadata.version(kind) for kind in builders]
@@ -245,6 +265,19 @@ class CpuEngines:
 
 class ExportMismatch(WeightsError):
     """An exported graph whose output differs from PyTorch's."""
+
+
+class UnusableRuntime(WeightsError):
+    """A runtime that is installed, but cannot be imported."""
+
+
+@contextlib.contextmanager
+def _warning_if_unusable() -> Iterator[None]:
+    """Log a runtime that cannot be imported: others are used instead."""
+    try:
+        yield
+    except UnusableRuntime as error:
+        log.warning("%s", error)
 
 
 def _candidates(precision: str, kind: str, quantize_here: bool) -> list[str]:
@@ -287,7 +320,19 @@ def load_graph(kind: str, graph: Path, precision: str, plan: CpuPlan) -> Engine:
         graph: The graph's file.
         precision: E.g. "fp32".
         plan: Threads and instances.
+
+    Raises:
+        UnusableRuntime: The runtime cannot be imported.
+        Exception: It cannot read the graph; each runtime has its own classes.
     """
+    try:
+        importlib.import_module(f".{kind}_engine", __package__)
+    except IMPORT_ERRORS as error:
+        raise UnusableRuntime(
+            f"engine: {kind} is installed, but cannot be imported ({type(error).__name__}:"
+            f" {error}): repair it with `{sys.executable} -m pip install --force-reinstall {kind}`,"
+            " or use another --engine"
+        ) from error
     if kind == "onnxruntime":
         from .onnxruntime_engine import OnnxRuntimeEngine
 

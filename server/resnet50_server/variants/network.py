@@ -229,11 +229,18 @@ def _mismatch(expected: StateDict, state: StateDict, spec: VariantSpec) -> str |
     for key, value in state.items():
         if not isinstance(value, Tensor):
             return f"{key} is a {type(value).__name__}, not a tensor"
+        if not is_plain(value):
+            return f"{key} has no plain numbers: save the state_dict() in float32"
         if value.shape != expected[key].shape:
             return f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
         if value.is_floating_point() and not _is_finite(value):
             return f"{key} contains NaN or infinity, or values beyond float32"
     return None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor has its numbers as they are: not sparse, quantized or on meta."""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -271,6 +271,17 @@ def test_a_graph_that_a_runtime_cannot_read_is_named_and_removed(mine, cache, ki
     assert open_variant(mine, cache, engine=kind).kind == kind
 
 
+@pytest.mark.parametrize("broken", GRAPHS)
+def test_a_runtime_that_cannot_be_imported_is_left_out(mine, tmp_path, monkeypatch, caplog, broken):
+    monkeypatch.setitem(sys.modules, f"resnet50_server.engines.{broken}_engine", None)
+    with pytest.raises(WeightsError, match=f"engine: {broken} is installed, but cannot be import"):
+        open_variant(mine, tmp_path, engine=broken)
+    assert list(tmp_path.glob("*.onnx"))
+    with caplog.at_level(logging.WARNING):
+        assert open_variant(mine, tmp_path).kind in {"torch", *GRAPHS} - {broken}
+    assert f"{broken} is installed, but cannot be imported" in caplog.text
+
+
 def test_a_graph_that_finds_no_memory_is_kept(mine, exported, monkeypatch):
     (path,) = exported.glob("*.onnx")
 

@@ -228,6 +228,10 @@ def changed(**replaced: object) -> dict[str, object]:
         ),
         (changed(bn1__bias=[0.0] * 64), ["bn1.bias is a list, not a tensor"]),
         (
+            changed(bn1__bias=torch.ones(64, device="meta")),
+            ["bn1.bias has no plain numbers: save the state_dict() in float32"],
+        ),
+        (
             {"state_dict": weights.hollow(), "epoch": 90},
             ["variants import", "took its entry 'state_dict'"],
         ),
@@ -242,7 +246,15 @@ def changed(**replaced: object) -> dict[str, object]:
     ids=[
         *("missing keys", "unknown keys", "DataParallel", "wrong shape", "class count", "NaN"),
         "beyond float32",
-        *("no tensor", "state_dict inside", "model inside", "a list", "numbered", "a module"),
+        *(
+            "no tensor",
+            "on meta",
+            "state_dict inside",
+            "model inside",
+            "a list",
+            "numbered",
+            "a module",
+        ),
     ],
 )
 def test_checkpoint_that_does_not_fit_is_refused_with_the_reason(tmp_path, state, reasons):

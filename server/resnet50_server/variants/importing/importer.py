@@ -21,7 +21,7 @@ from torch import Tensor
 from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.texts import escaped
 from resnet50_server.variants.checkpoints import Weights
-from resnet50_server.variants.network import build_model
+from resnet50_server.variants.network import build_model, is_plain
 from resnet50_server.variants.official import official_facts
 from resnet50_server.variants.spec import CHECKPOINT_NAMES, NAME, official_specs, parse_variant
 
@@ -105,7 +105,7 @@ def _converted(recognised: Recognised) -> tuple[dict[str, Tensor], list[str]]:
     """
     state, dtypes = {}, collections.Counter[str]()
     for key, value in recognised.state.items():
-        if value.is_meta or value.layout is not torch.strided or value.is_quantized:
+        if not is_plain(value):
             raise ValueError(f"has no plain numbers for {key}: save the state_dict() in float32")
         if key.endswith("num_batches_tracked"):
             state[key] = value.detach().to(torch.long).reshape(())
