@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsError
 
 from .groups import groups_of
+from .problems import line_of
 
 # Names of values in the help, by the type of the setting.
 METAVARS = {int: "N", float: "NUMBER"}
@@ -108,14 +109,12 @@ class Flags(Generic[Model]):
         """Return a line for each invalid value: its setting, the reason and where it was set."""
         lines = []
         for problem in error.errors(include_url=False):
-            # Checks that compare several settings name them in their message.
-            reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-            where = "".join(f"{part}: " for part in problem["loc"])
             name = str(problem["loc"][0]) if problem["loc"] else ""
             if problem["type"] == "extra_forbidden":  # flags and environment are checked elsewhere
                 lines.append(f"config: {self._unknown(name)}")
                 continue
-            lines.append(f"{where}{reason}{self._source(name, given)}")
+            # Checks that compare several settings name them in their message.
+            lines.append(f"{line_of(problem)}{self._source(name, given)}")
         return lines
 
     def _source(self, name: str, given: Mapping[str, object]) -> str:

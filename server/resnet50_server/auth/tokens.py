@@ -28,6 +28,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from resnet50_server.errors import UnusableSetting
+from resnet50_settings.problems import reason_of
 
 from .file_watch import ReloadedFiles
 
@@ -177,9 +178,8 @@ def parse_tokens(path: Path, content: bytes) -> dict[bytes, Token]:
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             # Without the value, which may be a secret in the wrong place.
-            reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
             where = ".".join(str(part) for part in problem["loc"])
-            raise _unusable(path, f"token {number}: {where}: {reason}") from None
+            raise _unusable(path, f"token {number}: {where}: {reason_of(problem)}") from None
         except ValueError as error:
             raise _unusable(path, f"token {number}: {error}") from error
         names.add(token.name)

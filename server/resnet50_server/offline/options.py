@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from resnet50_server.settings import ENV_PREFIX, Settings
+from resnet50_settings.problems import line_of
 
 DEFAULT_VARIANT = "IMAGENET1K_V2"
 # A worker computes what it has read; no client waits for it.
@@ -33,10 +34,6 @@ def worker_settings(variant: str | None, options: dict[str, Any]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
-        problems = [
-            "".join(f"{part}: " for part in problem["loc"]) + problem["msg"]
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
-        raise ValueError("; ".join(problems)) from error
+        raise ValueError("; ".join(map(line_of, error.errors()))) from error
     except SettingsError as error:
         raise ValueError(str(error)) from error

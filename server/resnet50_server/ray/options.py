@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_settings import SettingsError
 
 from resnet50_server.settings import Settings
+from resnet50_settings.problems import line_of
 
 APP = "resnet50"
 IMPORT_PATH = "resnet50_server.ray.application:build"
@@ -150,13 +151,7 @@ def read_options(values: dict[str, Any]) -> RayOptions:
     try:
         return RayOptions(**values)
     except ValidationError as error:
-        raise WrongOptions(list(map(_line, error.errors()))) from error
-
-
-def _line(problem: Any) -> str:
-    """Return the line of a problem: the option and the reason."""
-    reason = problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"]
-    return "".join(f"{part}: " for part in problem["loc"]) + str(reason)
+        raise WrongOptions(list(map(line_of, error.errors()))) from error
 
 
 def _wrong_values(settings: dict[str, Any]) -> list[str]:
@@ -169,7 +164,7 @@ def _wrong_values(settings: dict[str, Any]) -> list[str]:
         Settings(**settings)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        return [_line(one) for one in problems if one["loc"] and one["loc"][0] in settings]
+        return [line_of(one) for one in problems if one["loc"] and one["loc"][0] in settings]
     except (SettingsError, ValueError):
         return []  # of a file or of the environment
     return []

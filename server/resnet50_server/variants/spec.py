@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from resnet50_server.errors import WeightsError
 from resnet50_server.images.transform import Transform
 from resnet50_server.runtime.texts import escaped, is_plain, listed
+from resnet50_settings.problems import reason_of
 
 from .disk import read_file
 from .official import OfficialWeights, official_facts
@@ -269,7 +270,7 @@ def _custom(name: str, directory: Path) -> VariantSpec:
     except ValidationError as error:
         reasons = [
             f"{'.'.join(map(str, problem['loc'])) or 'file'}: "
-            + problem["msg"].removeprefix("Value error, ")
+            + reason_of(problem)
             + (_TRANSFORM_HINT if problem["loc"] == ("transform",) else "")
             for problem in error.errors(include_url=False, include_input=False)
         ]

@@ -227,6 +227,7 @@ def test_variant_that_cannot_be_loaded_says_why(arguments, options, words):
     [
         ({"max_batch_size": 0}, "max_batch_size: "),
         ({"batch_size": 4}, "batch_size: "),
+        ({"variants_dir": "variants"}, "^variants_dir: needs tokens_file"),
         ({"background": "mauve"}, "background: is 'mauve'"),
     ],
 )
