@@ -39,6 +39,8 @@ class AsyncBulkResults(AsyncIterator[Item], Generic[Item]):
 
     The run starts when the first result is requested. It ends with the last one, with an
     error, or when it is closed: calls in flight are cancelled then, and the source is closed.
+    Several tasks may iterate; each result goes to one of them. A task that is cancelled while it
+    waits for a result ends the run.
 
     Args:
         calls: The client's calls.
@@ -137,6 +139,7 @@ class _Run(Generic[Result]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._is_over = False  # by itself, with the last result or an error
 
     async def next(self) -> Outcome[Result] | None:
         """Return the next outcome; None at the end.
@@ -157,10 +160,12 @@ class _Run(Generic[Result]):
             self._ready.clear()
             await self._ready.wait()
         else:
+            if self._is_over:
+                return None
             raise CallCancelledError(
                 f"{self._connection}: the results were closed by another task", code="CANCELLED"
             )
-        failure = self._batches.failure
+        failure, self._is_over = self._batches.failure, True
         await self.close()
         if failure is None:
             return None

@@ -35,7 +35,7 @@ class BulkResults(Iterator[Item], Generic[Item]):
 
     The run starts with the first result that is asked for. It ends with the last one, with an
     error, or when it is closed, from any thread: calls in flight are cancelled then, and the source
-    is closed.
+    is closed. Several threads may iterate; each result goes to one of them.
 
     Args:
         calls: The client's calls.
@@ -123,6 +123,7 @@ class _Run(Generic[Result]):
         self._kind = kind
         self._source = source
         self._channels: Channels | None = None
+        self._starting = threading.Lock()
         # Held while an image is taken from the source, and read if it cannot be read in parallel.
         self._taking = threading.Lock()
         # Guards the attributes below. Each condition is for one kind of thread: the one that sends,
@@ -138,6 +139,7 @@ class _Run(Generic[Result]):
             collections.deque()
         )
         self._closed = False
+        self._is_over = False  # by itself, with the last result or an error
         self._process: int | None = None
 
     def next(self) -> Outcome[Result] | None:
@@ -149,21 +151,25 @@ class _Run(Generic[Result]):
         """
         if self._closed:
             return None
-        self._start()
+        with self._starting:
+            self._start()
+        failure = None
         with self._lock:
             while not self._closed:
                 if (outcome := self._batches.take()) is not None:
                     self._room.notify_all()
                     return outcome
                 if self._batches.finished:
+                    self._is_over, failure = True, self._batches.failure
                     break
                 self._ready.wait()
             else:
+                if self._is_over:
+                    return None
                 raise CallCancelledError(
                     f"{self._connection}: the results were closed by another thread",
                     code="CANCELLED",
                 )
-        failure = self._batches.failure
         self.close()
         if failure is None:
             return None

@@ -134,6 +134,22 @@ async def test_keyed_errors_have_their_keys_too(kind):
     assert found == {"good": "Embedding", "bad": "InvalidImageError", 7: "FileNotFoundError"}
 
 
+async def test_several_iterate_over_one_run(kind):
+    found: list[Classification] = []
+
+    async def take(results) -> None:
+        if kind is AsyncClient:
+            found.extend([one async for one in results])
+        else:
+            found.extend(await asyncio.to_thread(list, results))
+
+    async with scripted_batches() as server, Caller(kind, server.address) as client:
+        for _ in range(20):
+            results = client.client.classify_many(numbered(40))
+            await asyncio.gather(*(take(results) for _ in range(4)))
+    assert sorted(labels(found), key=int) == sorted([str(n) for n in range(40)] * 20, key=int)
+
+
 async def test_results_come_as_they_complete_if_not_ordered(kind):
     released = asyncio.Event()
 
