@@ -108,7 +108,10 @@ class LiveFigures:
     async def _scrape_periodically(self) -> None:
         while not self._closing.is_set():
             began_s = time.monotonic()
-            self._newest = json.dumps(await self._figures())
+            try:
+                self._newest = json.dumps(await self._figures())
+            except Exception:  # without this task all listeners would wait for ever
+                log.exception("the figures of the servers cannot be computed; they are tried again")
             async with self._changed:
                 self._changed.notify_all()
             left_s = max(0.0, began_s + PERIOD_S - time.monotonic())

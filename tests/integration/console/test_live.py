@@ -48,11 +48,13 @@ def figures(http: httpx2.Client) -> Iterator[Iterator[dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def metrics_of(text: str) -> Iterator[str]:
-    """Serve a text as metrics; yield the URL."""
+def metrics_of(*texts: str) -> Iterator[str]:
+    """Serve texts as metrics, one after the other and then the last; yield the URL."""
+    left = list(reversed(texts))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            text = left.pop() if len(left) > 1 else left[0]
             self.send_response(200)
             self.end_headers()
             self.wfile.write(text.encode())
@@ -137,6 +139,17 @@ def test_metrics_of_another_program_are_a_failure(server, text, failure):
         event = next(events)
     assert event["servers"][0]["failure"] == failure
     assert event["total"] is None
+
+
+def test_figures_go_on_after_some_that_cannot_be_computed(server):
+    address, _ = server
+    busy = "# TYPE resnet50_engine_busy_seconds counter\nresnet50_engine_busy_seconds_total {}\n"
+    texts = [busy.format(0), busy.format(1e308)]  # whose mean over two servers is beyond a float
+    with metrics_of(*texts) as one, metrics_of(*texts) as two:
+        options = ("--metrics", one, "--metrics", two)
+        with gateway(address, options=options) as url, client(url) as http, figures(http) as events:
+            times = [next(events)["time"] for _ in range(3)]
+    assert times == sorted(set(times))
 
 
 def test_figures_need_a_token_that_the_server_accepts(tmp_path):
