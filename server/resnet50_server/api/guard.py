@@ -10,34 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from random import getrandbits
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
 from resnet50_server.auth.identity import Authenticator
-from resnet50_server.context import BULK, CURRENT_REQUEST, INTERACTIVE, Metadata
+from resnet50_server.context import CURRENT_REQUEST, Metadata
 from resnet50_server.errors import InvalidRequest, code_of
 from resnet50_server.events import ServerEvents
 from resnet50_server.inference.admission import Admission
 
 from .call import EOF, Call, GrpcContext
+from .metadata import REQUEST_ID_KEY, read_options, request_id
 from .receive_slots import ReceiveSlots
 from .registration import MAX_METADATA_PAIRS, GuardedServer, UnknownMethods
 from .send_buffer import SendBuffer
-from .status import DETAILS_KEY, REQUEST_ID_KEY, is_server_error, to_status
+from .status import DETAILS_KEY, is_server_error, to_status
 
 log = logging.getLogger(__name__)
 
 Handler: TypeAlias = Callable[[Any, GrpcContext], Awaitable[Any]]
 
-PRIORITY_KEY = "x-priority"
-CALLER_KEY = "x-caller-key"
 # gRPC reports that a client has cancelled within this time.
 CANCEL_GRACE_S = 0.05
 # When a client's deadline ends a call, the server's copy of it has this much left: the way to the
@@ -46,9 +43,6 @@ DEADLINE_TOLERANCE_S = 0.005
 DEADLINE_ROUNDING = 0.01
 # gRPC reports a missing deadline as None, or as a time beyond any calendar.
 NO_DEADLINE_S = 1e8
-# Chosen by clients, logged and sent back.
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_CALLER_KEY = re.compile(r"[ -~]{1,128}")
 
 
 class RpcGuard:
@@ -129,7 +123,7 @@ class RpcGuard:
         """Return the handler for calls of a method that have too many metadata pairs."""
 
         async def reject(requests: Any, context: GrpcContext) -> NoReturn:
-            call = Call(name, _request_id(()), ())
+            call = Call(name, request_id(()), ())
             self._events.call_started(call)
             error = InvalidRequest(
                 "metadata", f"has more pairs than {MAX_METADATA_PAIRS}, the limit; send fewer"
@@ -216,7 +210,7 @@ class RpcGuard:
 
     def _begin(self, method: str, context: GrpcContext) -> Call:
         metadata: Metadata = tuple(context.invocation_metadata() or ())
-        call = Call(method, _request_id(metadata), metadata, grpc=context)
+        call = Call(method, request_id(metadata), metadata, grpc=context)
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s < NO_DEADLINE_S:
             call.deadline = asyncio.get_running_loop().time() + remaining_s
@@ -237,19 +231,7 @@ class RpcGuard:
         else:
             call.caller = self._authenticator.authenticate(call.metadata, peer, connection)
             call.caller.require(scope)
-        for key, value in call.metadata:
-            if key == PRIORITY_KEY:
-                if value not in (INTERACTIVE, BULK):
-                    raise InvalidRequest(
-                        PRIORITY_KEY, f"(metadata) must be {INTERACTIVE!r} or {BULK!r}"
-                    )
-                call.bulk = value == BULK
-            elif key == CALLER_KEY:
-                if not isinstance(value, str) or not _CALLER_KEY.fullmatch(value):
-                    raise InvalidRequest(
-                        CALLER_KEY, "(metadata) must be 1 to 128 printable ASCII characters"
-                    )
-                call.key = value
+        read_options(call)
 
     async def _read_request(self, call: Call) -> Any:
         """Return the one request of a call.
@@ -302,11 +284,3 @@ def _code_of_cancelled(call: Call) -> str:
     whole_s = left_s + time.perf_counter() - call.started
     late = left_s <= DEADLINE_TOLERANCE_S + DEADLINE_ROUNDING * whole_s
     return "DEADLINE_EXCEEDED" if late else "CANCELLED"
-
-
-def _request_id(metadata: Metadata) -> str:
-    for key, value in metadata:
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
-            return value
-    # Not uuid4: it makes a system call, and releases the GIL for that.
-    return f"{getrandbits(128):032x}"

@@ -18,7 +18,6 @@ from resnet50_server.runtime.texts import MAX_TEXT_BYTES, shortened
 from resnet50_server.runtime.tracebacks import clear_tracebacks
 
 DETAILS_KEY = "grpc-status-details-bin"
-REQUEST_ID_KEY = "x-request-id"
 DOMAIN = "resnet50-serving"
 _DETAIL_BYTES = MAX_TEXT_BYTES // 2
 

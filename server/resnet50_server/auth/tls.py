@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 
 from resnet50_server.errors import UnusableSetting
 
-from .file_watch import ReloadedFiles
+from .reloaded_files import ReloadedFiles
 
 log = logging.getLogger(__name__)
 

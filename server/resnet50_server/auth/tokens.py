@@ -30,7 +30,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from resnet50_server.errors import UnusableSetting
 from resnet50_settings.problems import reason_of
 
-from .file_watch import ReloadedFiles
+from .reloaded_files import ReloadedFiles
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from resnet50_server.auth.file_watch import FileChangeDetector
 from resnet50_server.errors import NotNow, ServingError, UnusableSetting, WeightsError
 from resnet50_server.lifecycle.control import VariantControl
 from resnet50_server.lifecycle.load_retries import LoadRetries
 from resnet50_server.lifecycle.registry import VariantRegistry
+from resnet50_server.runtime.file_changes import FileChangeDetector
 from resnet50_server.variants.disk import FEW_FILES_S, Disk
 from resnet50_server.variants.spec import VariantSpec
 

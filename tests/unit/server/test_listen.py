@@ -231,7 +231,7 @@ def test_new_client_ca_takes_the_place_of_the_old_one(files, tmp_path):
 
 
 def test_pair_replaced_while_it_is_read_is_read_again(ca, files, monkeypatch):
-    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    monkeypatch.setattr("resnet50_server.runtime.file_changes.MTIME_GRANULARITY_NS", 0)
     certificates = TlsReloader(files.cert, files.key)
     certificates.current()
     second, third = certs.issue(ca, days=400), certs.issue(ca, days=500)
@@ -249,7 +249,7 @@ def test_pair_replaced_while_it_is_read_is_read_again(ca, files, monkeypatch):
 
 
 def test_files_that_do_not_change_are_not_read_again(files, monkeypatch):
-    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    monkeypatch.setattr("resnet50_server.runtime.file_changes.MTIME_GRANULARITY_NS", 0)
     certificates = TlsReloader(files.cert, files.key)
     certificates.current()
     monkeypatch.setattr(Path, "read_bytes", None)

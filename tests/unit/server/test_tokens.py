@@ -14,11 +14,10 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from resnet50_server.auth import file_watch as watched
 from resnet50_server.auth.tokens import MAX_TOKENS, Token, Tokens, read_tokens
 from resnet50_server.cli.main import main
 from resnet50_server.errors import UnusableSetting
-from resnet50_server.runtime import file_lock
+from resnet50_server.runtime import file_changes, file_lock
 from tests.support.serving import until
 
 SECRET = "r50_vhRyQvRA5QPb1gD5GJGJNZ1Xy2a4kOe7mCk1rNvWxhE"
@@ -150,7 +149,7 @@ async def test_file_whose_disk_hangs_holds_up_no_call(path, clock, monkeypatch):
 
 def test_file_that_does_not_change_is_not_read_again(path, clock, monkeypatch):
     tokens, reads = Tokens(path, clock), []
-    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    monkeypatch.setattr("resnet50_server.runtime.file_changes.MTIME_GRANULARITY_NS", 0)
     monkeypatch.setattr(
         "resnet50_server.auth.tokens.read_tokens", lambda path: reads.append(1) or read_tokens(path)
     )
@@ -167,9 +166,9 @@ def test_recently_changed_file_is_reread_despite_its_mtime(
     """Written twice within one tick of the file system's clock, to the same length, in place."""
     tokens = Tokens(path, clock)
     found = path.stat()
-    monkeypatch.setattr(watched, "os", SimpleNamespace(stat=lambda path: found))
+    monkeypatch.setattr(file_changes, "os", SimpleNamespace(stat=lambda path: found))
     monkeypatch.setattr(
-        watched, "time", SimpleNamespace(time_ns=lambda: found.st_ctime_ns + int(age_s * 1e9))
+        file_changes, "time", SimpleNamespace(time_ns=lambda: found.st_ctime_ns + int(age_s * 1e9))
     )
     clock.now_s += 1.1
     tokens.find(SECRET)
@@ -186,10 +185,10 @@ def test_one_recently_changed_file_is_enough_to_read_all_again(monkeypatch):
             st_ctime_ns=int(changed_s[path] * 1e9), st_size=1, st_ino=1, st_dev=1
         )
 
-    monkeypatch.setattr(watched, "os", SimpleNamespace(stat=stat))
-    monkeypatch.setattr(watched, "time", SimpleNamespace(time_ns=lambda: 100 * 10**9))
+    monkeypatch.setattr(file_changes, "os", SimpleNamespace(stat=stat))
+    monkeypatch.setattr(file_changes, "time", SimpleNamespace(time_ns=lambda: 100 * 10**9))
     for paths in (changed_s, reversed(changed_s)):
-        files = watched.FileChangeDetector(*paths)
+        files = file_changes.FileChangeDetector(*paths)
         assert [files.changed() for _ in range(3)] == [True] * 3
 
 
@@ -218,7 +217,7 @@ def test_broken_token_file_keeps_the_tokens_and_logs_once(path, clock, caplog, b
 def test_file_that_its_disk_failed_to_read_is_read_again_though_it_looks_the_same(
     path, clock, monkeypatch
 ):
-    monkeypatch.setattr("resnet50_server.auth.file_watch.MTIME_GRANULARITY_NS", 0)
+    monkeypatch.setattr("resnet50_server.runtime.file_changes.MTIME_GRANULARITY_NS", 0)
     tokens, fails = Tokens(path, clock), True
 
     def read(path: Path) -> dict[bytes, Token]:
@@ -237,12 +236,12 @@ def test_file_that_its_disk_failed_to_read_is_read_again_though_it_looks_the_sam
 
 
 def test_token_file_is_checked_again_after_any_error(path, clock, monkeypatch):
-    def fail(_: watched.FileChangeDetector) -> bool:
+    def fail(_: file_changes.FileChangeDetector) -> bool:
         raise RuntimeError("out of threads")
 
     tokens = Tokens(path, clock)
     with monkeypatch.context() as failing:
-        failing.setattr(watched.FileChangeDetector, "changed", fail)
+        failing.setattr(file_changes.FileChangeDetector, "changed", fail)
         clock.now_s += 1.1
         assert tokens.find(SECRET)
     replace(path, entry("cameras", "another secret"))
