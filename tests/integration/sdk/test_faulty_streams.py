@@ -22,7 +22,8 @@ from resnet50_client import (
     ServerError,
     UnavailableError,
 )
-from tests.support.clients import Caller, outcomes
+from resnet50_client.testing import FakeServer
+from tests.support.clients import Caller, items, outcomes
 from tests.support.frame_sources import AsyncFrames, Watching
 from tests.support.pictures import encode, photo_like
 from tests.support.scripted_stream import (
@@ -432,6 +433,27 @@ async def test_closing_a_client_ends_a_stream_that_waits_for_an_answer(kind):
         await client.close()
         with pytest.raises(CallCancelledError):
             await call
+
+
+@pytest.mark.parametrize("name", ["classify", "classify_stream", "classify_many"])
+async def test_client_that_its_token_function_closes_makes_no_call(kind, name):
+    async def closing() -> str:
+        await client.close()
+        return "token"
+
+    def closing_in_a_thread() -> str:
+        client.client.close()
+        return "token"
+
+    token = closing if kind is AsyncClient else closing_in_a_thread
+    with FakeServer() as server:
+        client = Caller(kind, server.address, token=token, timeout_s=1e6)
+        with pytest.raises(CallCancelledError, match="the client was closed during the call"):
+            if name == "classify":
+                await client.classify(b"image")
+            else:
+                _ = [one async for one in items(client, name, [b"image"])]
+        assert server.received == []
 
 
 async def test_stream_first_read_after_close_opens_no_channel(kind):
