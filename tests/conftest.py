@@ -14,10 +14,11 @@ settings.load_profile("tests")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Servers that tests start keep nothing in the user's folders, and find nothing there. One cache
-    # for all processes that run tests, which have this process's environment: a graph is exported
-    # once, and an engine is chosen once.
+    # for all processes that run tests, which have this process's environment: weights are made
+    # once, a graph is exported once, and an engine is chosen once.
     _cache = tempfile.TemporaryDirectory(prefix="resnet50-tests-")
-    os.environ["RESNET50_GRAPH_CACHE_DIR"] = _cache.name
+    os.environ["RESNET50_GRAPH_CACHE_DIR"] = os.path.join(_cache.name, "graphs")
+    os.environ["TEST_WEIGHTS_DIR"] = os.path.join(_cache.name, "weights")
     # Images of containers set it; each process that a test starts would compile the project again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 else:
@@ -26,6 +27,8 @@ else:
     # tests build, whose threads stay set, and in servers.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("RESNET50_ENGINE_THREADS", "1")
+    # Some test files import torchvision first, and with it the compiler, which takes seconds.
+    import resnet50_server.variants.torchvision_models  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -34,6 +37,10 @@ ignore_torchs_plans_for_int8 = [
 
 # Standard deviation of the logits: a first category of 0.1 to 0.9 among 1000.
 SHARPNESS = 3.0
+# Names a folder that the processes of a test run share, see `tests/conftest.py`.
+FOLDER_VARIABLE = "TEST_WEIGHTS_DIR"
+# Key of the embeddings of `photos` in the files of such weights.
+EMBEDDINGS = "embeddings"
 
 TRANSFORM = {
     "resize": 224,
@@ -52,6 +59,76 @@ def photos() -> Tensor:
     return torch.stack([transform(picture) for picture in pictures])
 
 
+def computed_once(compute: Callable[[int], StateDict]) -> Callable[[int], StateDict]:
+    """Return a function whose results are computed once for all processes that run tests.
+
+    The others map the first one's file, so that all of them share the memory.
+
+    Args:
+        compute: From the seed; its name is the file's.
+    """
+
+    @functools.cache
+    def read_or_compute(seed: int) -> StateDict:
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if folder is None:  # outside of a test run
+            return compute(seed)
+        path = Path(folder) / f"{compute.__name__}-{seed}.pth"
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                torch.save(compute(seed), path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # typed storage, see above
+            state: StateDict = torch.load(path, mmap=True, weights_only=False)
+        return state
+
+    return read_or_compute
+
+
+@computed_once
+def _trained_like(seed: int) -> StateDict:
+    """Return a state dict without its head, and the embeddings of `photos` by it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = resnet50(weights=None)
+        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None  # the running statistics become those of the next batch
+            nn.init.uniform_(norm.weight, 0.8, 1.2)
+            nn.init.uniform_(norm.bias, -0.1, 0.1)
+        with torch.inference_mode():
+            model.train()(photos())
+    return _with_embeddings(model.eval())
+
+
+@computed_once
+def _calm(seed: int) -> StateDict:
+    """Return the same of a network whose blocks add little."""
+    state = _with_head(_trained_like(seed), seed, 1)
+    for key in state:
+        if key.endswith(("bn3.weight", "bn3.bias")):
+            state[key] = state[key] * 0.05
+    return _with_embeddings(torchvision_model(state))
+
+
+def _with_embeddings(model: ResNet) -> StateDict:
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    del state["fc.weight"], state["fc.bias"]
+    return state | {EMBEDDINGS: run(model, photos())[1]}
+
+
+def _with_head(body: StateDict, seed: int, categories: int) -> StateDict:
+    """Return a state dict whose head is drawn, and scaled to the embeddings of photos."""
+    state = dict(body)
+    embeddings = state.pop(EMBEDDINGS)
+    centre = embeddings.mean(dim=0)
+    spread = (embeddings - centre).norm(dim=1).mean()
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(categories, len(centre), generator=generator) * (SHARPNESS / spread)
+    return state | {"fc.weight": weight, "fc.bias": -weight @ centre}
+
+
 @functools.cache
 def trained_like(seed: int = 0, categories: int = 1000) -> StateDict:
     """Return a float ResNet50 state dict that answers like a trained one: decidedly.
@@ -60,23 +137,7 @@ def trained_like(seed: int = 0, categories: int = 1000) -> StateDict:
         seed: Of the weights.
         categories: How many the head tells apart.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = resnet50(weights=None, num_classes=categories)
-        norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = None  # the running statistics become those of the next batch
-            nn.init.uniform_(norm.weight, 0.8, 1.2)
-            nn.init.uniform_(norm.bias, -0.1, 0.1)
-        with torch.inference_mode():
-            model.train()(photos())
-        model.eval()
-        embeddings = run(model, photos())[1]
-        centre = embeddings.mean(dim=0)
-        spread = (embeddings - centre).norm(dim=1).mean()
-        weight = torch.randn(categories, len(centre)) * (SHARPNESS / spread)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    return state | {"fc.weight": weight, "fc.bias": -weight @ centre}
+    return _with_head(_trained_like(seed), seed, categories)
 
 
 @functools.cache
@@ -90,24 +151,20 @@ def calm(seed: int = 0, categories: int = 1000) -> StateDict:
         seed: Of the weights.
         categories: How many the head tells apart.
     """
-    state = dict(trained_like(seed, categories))
-    for key in state:
-        if key.endswith(("bn3.weight", "bn3.bias")):
-            state[key] = state[key] * 0.05
-    embeddings = run(torchvision_model(state), photos())[1]
-    centre = embeddings.mean(dim=0)
-    weight = state["fc.weight"]
-    weight = weight * (SHARPNESS / ((embeddings - centre) @ weight.T).std())
-    return state | {"fc.weight": weight, "fc.bias": -weight @ centre}
+    return _with_head(_calm(seed), seed, categories)
 
 
-@functools.cache
 def trained_like_int8(seed: int = 0) -> StateDict:
     """Return the state dict of torchvision's int8 ResNet50, of the published files' format.
 
     Args:
         seed: Of the float weights behind it.
     """
+    return _trained_like_int8(seed)
+
+
+@computed_once
+def _trained_like_int8(seed: int) -> StateDict:
     return int8_of(trained_like(seed))
 
 

@@ -18,12 +18,7 @@ from .checkpoints import StateDict, Weights, parse_checkpoint, read_checkpoint
 from .download import official_of
 from .importing.hints import import_hint
 from .spec import EMBEDDING_DIMENSION, Activation, VariantSpec
-from .torch_pair import IMPORT_ERRORS, mismatch
-
-try:  # the only import of torchvision
-    from torchvision.models import ResNet, quantization, resnet50
-except IMPORT_ERRORS as error:
-    raise mismatch(error) from error
+from .torchvision_models import ResNet, quantization, resnet50
 
 log = logging.getLogger(__name__)
 
