@@ -16,7 +16,7 @@ from tests.support.clients import Caller, items
 from tests.support.clips import moving_digits, picture_frame, write_clip
 from tests.support.serving import engines_of, server_processes, serving
 
-FPS, EACH, DIGITS = 30, 5, 60  # 10 s
+FPS, EACH, DIGITS = 30, 5, 20  # 3.3 s
 FRAMES = EACH * DIGITS
 
 

@@ -73,9 +73,9 @@ async def test_overloaded_server_answers_all_images_in_the_end(kind):
         serving(engine="timed", timed_alpha_ms=2, max_requests=2, max_batch_size=2) as server,
         Caller(kind, server.addresses[0], retry=QUICK, timeout_s=60) as client,
     ):
-        several = [collect(client, "classify_many", [TINY] * 100) for _ in range(3)]
+        several = [collect(client, "classify_many", [TINY] * 40) for _ in range(3)]
         for results in await asyncio.gather(*several):
-            assert [len(result) for result in results] == [5] * 100
+            assert [len(result) for result in results] == [5] * 40
 
 
 async def test_image_that_is_shed_is_sent_again_alone(kind):
