@@ -10,7 +10,7 @@ ENGINE = ["--engine", "torch", "--max-batch-size", "4"]
 
 
 async def test_answers_are_right_while_variants_change(tmp_path):
-    outcome = await soak.trial(tmp_path, seconds=20, swap_every_s=4, flags=ENGINE, few=4)
+    outcome = await soak.trial(tmp_path, seconds=12, swap_every_s=3, flags=ENGINE, few=4)
     ledger = outcome.ledger
     assert ledger.faults == []
     assert (ledger.count(WRONG), ledger.count(LOST)) == (0, 0)
