@@ -29,7 +29,7 @@ from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.cpus import CpuPlan
 from resnet50_server.variants.network import Network
 from resnet50_server.variants.spec import VariantSpec
-from resnet50_server.variants.torch_pair import IMPORT_ERRORS
+from resnet50_server.variants.torchvision_models import IMPORT_ERRORS
 
 from .base import Engine, Images
 from .graph_cache import CacheFull, GraphCache

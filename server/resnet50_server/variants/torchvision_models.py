@@ -22,7 +22,7 @@ from resnet50_server.runtime.texts import escaped, shortened
 
 # Raised by `import torchvision`: operators that it did not register (RuntimeError), names that are
 # not in torch (ImportError, AttributeError), libraries of another build (OSError).
-_IMPORT_ERRORS = (ImportError, RuntimeError, AttributeError, OSError)
+IMPORT_ERRORS = (ImportError, RuntimeError, AttributeError, OSError)
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _COMPILER, _COMPILER_UTILS = "torch._dynamo", "torch._dynamo.utils"
 
@@ -52,7 +52,7 @@ def _mismatch(error: Exception) -> WeightsError:
     """Return the error for a torchvision that cannot be imported, with the command that repairs it.
 
     Args:
-        error: Raised by the import, one of `_IMPORT_ERRORS`.
+        error: Raised by the import, one of `IMPORT_ERRORS`.
     """
     mine, other = torch.__version__, _torchvision_version()
     index = f" --index-url {_CPU_INDEX}" if "+cpu" in mine + other else ""
@@ -74,10 +74,10 @@ def _torchvision_version() -> str:
 try:
     with _without_compiler():
         import torchvision.models
-except _IMPORT_ERRORS:  # of a release that needs more of the compiler, or of no pair
+except IMPORT_ERRORS:  # of a release that needs more of the compiler, or of no pair
     try:
         import torchvision.models
-    except _IMPORT_ERRORS as error:
+    except IMPORT_ERRORS as error:
         raise _mismatch(error) from error
 
 ResNet = torchvision.models.ResNet
