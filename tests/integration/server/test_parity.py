@@ -82,7 +82,7 @@ def variants() -> dict[str, Variant]:
             ImageClassification(crop_size=224, resize_size=224), weights.trained_like(2, CATEGORIES)
         ),
         "IMAGENET1K_V2": Variant(V2.transforms(), weights.trained_like(1)),
-        "IMAGENET1K_FBGEMM_V1": Variant(INT8.transforms(), weights.trained_like_int8(1)),
+        "IMAGENET1K_FBGEMM_V1": Variant(INT8.transforms(), weights.trained_like_int8()),
     }
 
 
