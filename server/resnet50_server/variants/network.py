@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 from resnet50_server.errors import WeightsError
 from resnet50_server.runtime.texts import escaped, listed
@@ -161,7 +164,7 @@ def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
         model.load_state_dict(weights.state)
         return model.eval()
     # On the meta device nothing is initialised, so no random weights can remain.
-    with torch.device("meta"):
+    with torch.device("meta"), _NotDrawn():
         model = resnet50(weights=None, num_classes=max(1, count))
     if not count:
         _remove_head(model)
@@ -174,6 +177,24 @@ def build_model(spec: VariantSpec, weights: Weights) -> ResNet:
         state[key] = torch.zeros((), dtype=torch.long)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+class _NotDrawn(TorchFunctionMode):
+    """Leaves weights as they are that the network's constructor draws.
+
+    On the meta device that has no effect, and the first draw imports `torch._dynamo`.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _require_backend(spec: VariantSpec, backend: str) -> None:
