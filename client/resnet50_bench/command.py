@@ -303,7 +303,10 @@ def bench(
     if stop.is_set():
         raise typer.Exit(INTERRUPTED)
     if not any(run.answered for run in found.runs):
-        warn("no call succeeded")
+        if any(run.calls for run in found.runs):
+            warn("no call succeeded")
+        else:
+            warn(f"no call was made in the measured {duration_s:g} s: pass a longer --duration-s")
         raise typer.Exit(SOME_FAILED)
 
 

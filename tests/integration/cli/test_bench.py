@@ -138,6 +138,9 @@ def test_exit_codes_tell_what_went_wrong(null_address, tmp_path):
     unanswered = bench(tmp_path, "--server", address, *QUICK)
     assert (unanswered.returncode, "no call succeeded" in unanswered.stderr) == (1, True)
     assert "40 INVALID_ARGUMENT" in unanswered.stdout
+    rarely = ("--rate", 0.01, "--warm-up-s", 0, "--duration-s", 0.05)
+    too_short = bench("--server", address, *rarely)
+    assert (too_short.returncode, "a longer --duration-s" in too_short.stderr) == (1, True)
     for arguments, named in (
         (("--rate", 5, "--concurrency", 5), "--rate"),
         (("--sweep", "x"), "sweep"),

@@ -169,7 +169,7 @@ def test_commands_of_the_section_on_the_command_line_run(folder):
         }
         for command in commands(block):
             # The loads of a sweep take 10 s each.
-            shorter = " --duration-s 0.2 --warm-up-s 0" if " bench " in command else ""
+            shorter = " --duration-s 0.5 --warm-up-s 0" if " bench " in command else ""
             run(command + shorter, folder, environment)
     for output in ("vectors.parquet", "vectors.lance", "answers.csv", "report.html"):
         assert (folder / output).stat().st_size > 0
