@@ -75,13 +75,14 @@ async def test_overload_is_answered_or_refused_without_leaks():
 
 
 async def test_unreachable_deadlines_are_refused_the_rest_met():
-    slower = TIMED | {"timed_beta_ms": 4.0}
+    slower = TIMED | {"timed_beta_ms": 16.0}  # 5 s for all
     async with serving(**slower) as server, connected(server) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        calls = (code_of(stub.Classify(REQUEST, timeout=1.0)) for _ in range(600))
+        calls = (code_of(stub.Classify(REQUEST, timeout=2.5)) for _ in range(300))
         codes = collections.Counter(await asyncio.gather(*calls))
         assert set(codes) <= {"OK", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
         assert codes["OK"] > 0
+        assert codes["OK"] < 300
         await until(lambda: empty(server))
 
 
