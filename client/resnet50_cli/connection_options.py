@@ -43,6 +43,11 @@ class Servers:
     name: str | None
     file: Path | None
 
+    @property
+    def chosen(self) -> bool:
+        """True if a connection option was given on the command line."""
+        return self != Servers(Profile(), None, None)
+
     def profile(self, timeout_s: float | None, default_s: float = DEFAULT_TIMEOUT_S) -> Profile:
         """Return the complete connection options, with default server and timeout.
 

@@ -181,7 +181,8 @@ def _profiles(path: Path) -> Mapping[str, Mapping[str, object]]:
             content = tomllib.load(file)
     except OSError as error:
         raise OSError(error.errno, f"profile file: {error.strerror}", str(path)) from error
-    except ValueError as error:  # of TOML or Unicode; may quote a line, which may contain a token
+    # Of TOML, Unicode or nesting; may quote a line, which may contain a token.
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"profile file: {path} is not TOML{_line(error)}") from None
     unknown = sorted(set(content) - {"profiles"})
     profiles = content.get("profiles", {})
@@ -203,7 +204,7 @@ def _open_to_others(mode: int) -> bool:
     return os.name == "posix" and bool(mode & 0o077)
 
 
-def _line(error: ValueError) -> str:
+def _line(error: Exception) -> str:
     """Return the position of an error in a file, without the content."""
     _, found, place = str(error).rpartition(" (at ")
     return f" (at {place}" if found else ""

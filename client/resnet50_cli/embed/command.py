@@ -103,9 +103,15 @@ def embed(
             " the one of this machine, or local to start one for this run.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Number of workers of --ray.")] = 1,
-    worker_cpus: Annotated[int, typer.Option(min=1, help="CPUs of each worker of --ray.")] = 1,
-    worker_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each worker of --ray.")] = 0.0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of workers of --ray. Default: 1.")
+    ] = None,
+    worker_cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of each worker of --ray. Default: 1.")
+    ] = None,
+    worker_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each worker of --ray. Default: 0.")
+    ] = None,
     timeout_s: StreamTimeout = None,
     concurrency: BulkConcurrency = None,
     as_json: AsJson = False,
@@ -118,15 +124,24 @@ def embed(
     """
     output = _output(out)
     offline = local or ray is not None
-    if offline and (timeout_s is not None or concurrency is not None):
+    if offline and (timeout_s is not None or concurrency is not None or servers.chosen):
         raise typer.BadParameter(
-            "--timeout-s and --concurrency are for servers; leave them out",
+            "--timeout-s, --concurrency and connection options are for servers; leave them out",
             param_hint="--local" if local else "--ray",
         )
     on_ray: dict[str, Any] | None = None
     if ray is not None:
-        on_ray = {"address": ray, "count": workers}
-        on_ray |= {"num_cpus": worker_cpus, "num_gpus": worker_gpus}
+        on_ray = {"address": ray, "count": workers or 1}
+        on_ray |= {"num_cpus": worker_cpus or 1, "num_gpus": worker_gpus or 0.0}
+    else:
+        resources = {
+            "--workers": workers,
+            "--worker-cpus": worker_cpus,
+            "--worker-gpus": worker_gpus,
+        }
+        for name, given in resources.items():
+            if given is not None:
+                raise typer.BadParameter("needs --ray, the cluster's address", param_hint=name)
     left_out = LeftOut()
     with reporting_errors(), progress_bar() as bar:
         names = chosen_names(files or [], files_from, null)

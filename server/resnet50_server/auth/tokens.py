@@ -157,7 +157,7 @@ def parse_tokens(path: Path, content: bytes) -> dict[bytes, Token]:
     """Return the tokens in the content of a file; see `read_tokens`."""
     try:
         document = tomllib.loads(content.decode())
-    except ValueError as error:  # TOML's and Unicode's errors
+    except (ValueError, RecursionError) as error:  # TOML's and Unicode's errors, and nesting
         raise _unusable(path, f"is not TOML: {error}") from error
     entries = document.pop("token", [])
     if document:

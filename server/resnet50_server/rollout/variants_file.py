@@ -120,7 +120,7 @@ def parse_variants_file(path: Path, content: bytes) -> DeclaredVariants:
     try:
         text = content.decode()
         document = tomllib.loads(text)
-    except ValueError as error:  # TOML's and Unicode's errors
+    except (ValueError, RecursionError) as error:  # TOML's and Unicode's errors, and nesting
         raise UnusableSetting("variants_file", f"{path}: is not TOML: {error}") from error
     where = _Positions(path, text)
     for key in document:

@@ -123,7 +123,9 @@ def test_sources_of_the_command_are_archives_and_tables(tmp_path):
     [
         (("--variant", "nothing"), 1, "nothing"),
         (("--background", "mauve"), 2, "mauve"),
-        (("--timeout-s", "3"), 2, "--timeout-s and --concurrency are for servers"),
+        (("--timeout-s", "3"), 2, "connection options"),
+        (("--server", "127.0.0.1:1"), 2, "connection options"),
+        (("--worker-cpus", "2"), 2, "needs --ray"),
     ],
 )
 def test_wrong_options_say_why_and_leave_no_file(arguments, status, words, tmp_path):

@@ -88,6 +88,7 @@ def test_file_is_the_argument_or_the_environments_or_the_users(written, tmp_path
         ("[profiles.prod]\ntls = 'yes'", "tls: must be true or false"),
         ("[profiles.prod]\nca = 5", "ca: must be text"),
         ("[profiles.prod]\ntoken = ''", "token: must be text, and not empty"),
+        ("a = " + 5000 * "[" + 5000 * "]", "is not TOML"),
         ("[profiles.prod]\ntoken = hidden-secret", r"is not TOML \(at line 2, column 9\)"),
     ],
 )

@@ -265,6 +265,7 @@ def test_file_without_tokens_takes_none(path, clock):
         ("[[token]\n", ["not TOML", "line 1"]),
         ("\udcff", ["not TOML"]),
         ("[token]\nname = 'x'\n", ["[[token]]", "two pairs"]),
+        ("a = " + 5000 * "[" + 5000 * "]", ["is not TOML"]),
         ("[[tokens]]\nname = 'x'\n", ["tokens is unknown", "[[token]]"]),
         (entry("a b", SECRET), ["token 1", "name", "1 to 64 letters"]),
         (entry("x", SECRET) + entry("x", "other"), ["token 2", "name", "x"]),

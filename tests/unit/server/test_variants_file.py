@@ -89,6 +89,7 @@ TWO = VARIANT + '[[variant]]\nname = "b"\nseed = 1\n'
     [
         ("default = ", "is not TOML: Invalid value (at "),
         ('a = "\x00"', "is not TOML: "),
+        ("a = " + 5000 * "[" + 5000 * "]", "is not TOML: "),
         ("", "variant: is missing; name at least one, below [[variant]]"),
         ("# nothing\n", "variant: is missing"),
         (VARIANT + "[[splits]]\n", "splits: is unknown; known are default, variant, split"),
