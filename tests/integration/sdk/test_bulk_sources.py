@@ -245,6 +245,36 @@ async def test_failed_run_is_forgotten_with_its_error(kind, tmp_path):
         await until(lambda: gc.collect() is not None and alive() is None)
 
 
+async def test_closed_run_keeps_none_of_its_images(kind, tmp_path):
+    """The results are still referenced; the images are in a call that is not answered."""
+    photos = [Photo(tmp_path / f"{number}") for number in range(3)]
+    for photo in photos:
+        photo.path.write_bytes(TINY)
+    alive = [weakref.ref(photo) for photo in photos]
+    called, answered = asyncio.Event(), asyncio.Event()
+
+    async def script(server: BatchServer, images: list[bytes], context):
+        called.set()
+        await answered.wait()
+
+    async with scripted_batches(script) as server, Caller(kind, server.address) as client:
+        results = client.client.classify_many(iter(photos))
+        if isinstance(results, AsyncIterator):
+            waiting = asyncio.ensure_future(anext(results))
+            await called.wait()
+            await results.aclose()
+        else:
+            waiting = asyncio.ensure_future(asyncio.to_thread(next, results))
+            await called.wait()
+            await asyncio.to_thread(results.close)
+        with pytest.raises(CallCancelledError):
+            await waiting
+        del photo, photos, waiting
+        await until(lambda: gc.collect() is not None and not any(one() for one in alive))
+        answered.set()
+        del results
+
+
 async def test_closing_the_client_ends_a_run_that_waits_for_its_source(kind):
     frames = Frames()
     frames.hold_at = 1
