@@ -65,7 +65,7 @@ class BatchEvent:
         ended: On the clock of `time.perf_counter`, in seconds.
         contexts: The contexts of its images' requests; several may share one.
         failed: Whether the engine raised. Its images may be in later batches again, see
-            `batching.retry`.
+            `batching.failed_batches`.
         started: When its images left the queue, on the same clock as `ended`.
         device: Name of the device, e.g. "cpu" or "cuda:0".
         out_of_memory: Whether it failed because the device had too little memory.

@@ -43,7 +43,7 @@ class InFlightBatch:
         queue: The queue of its variant.
         requests: Its images.
         attempts: How many attempts to compute it have failed.
-        is_self_test: Whether it is a self-test of its variant, see `retry`.
+        is_self_test: Whether it is a self-test of its variant, see `failed_batches`.
         dispatched_at: When it was submitted, in loop time.
         device_free_at: When the device is free for it, in loop time.
         device_was_idle: Whether the device was free at once, so that the time of its preparation

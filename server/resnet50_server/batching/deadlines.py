@@ -9,11 +9,11 @@ from resnet50_server.context import RequestContext, limit_for
 from resnet50_server.errors import DeadlineUnreachable, QueueFull
 
 from .batch import BatchPolicy, InFlightBatch
+from .failed_batches import RetryQueue
 from .fair_queue import BulkWeight, virtual_deadline
 from .latency import JitterMargin
 from .queue import TIMER_SLACK_S, VariantQueue
 from .request_errors import deadline_error
-from .retry import RetryQueue
 
 
 class DeadlinePolicy:

@@ -25,7 +25,7 @@ from .result import Result
 from .variant_health import VariantHealth
 
 if TYPE_CHECKING:
-    from .retry import AdaptiveBatchLimit
+    from .failed_batches import AdaptiveBatchLimit
 
 # Timers fire, and clocks differ, by so much: a deadline is not missed by less.
 TIMER_SLACK_S = 1e-6

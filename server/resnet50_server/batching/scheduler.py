@@ -4,7 +4,7 @@ Everything here is on the event loop, so it needs no locks; it knows nothing of 
 `Scheduler` feeds one device from one queue per variant. It is work-conserving: a free engine gets
 the waiting requests, earliest deadline first and fair between streams, up to `max_batch_size`. A
 request that is cancelled, or cannot meet its deadline, leaves its queue and costs nothing. Failed
-batches are retried, see `retry`.
+batches are retried, see `failed_batches`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from resnet50_server.runtime.worker_threads import WorkerThreads
 
 from .batch import BatchPolicy, InFlightBatch
 from .deadlines import DeadlinePolicy
+from .failed_batches import AdaptiveBatchLimit, RetryQueue
 from .hang_detector import HangDetector
 from .latency import JitterMargin
 from .queue import TIMER_SLACK_S, CancelCounts, PendingRequest, Undecoded, VariantQueue
 from .request_errors import fail_pending
 from .result import Result
-from .retry import AdaptiveBatchLimit, RetryQueue
 
 log = logging.getLogger(__name__)
 

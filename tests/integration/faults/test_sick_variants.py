@@ -16,7 +16,7 @@ from benchmarks import sick_variant
 from resnet50.v1 import image_pb2, inference_pb2, inference_pb2_grpc, variant_pb2
 from resnet50_client import RetryPolicy, ServerError, UnavailableError
 from resnet50_server.batching import variant_health
-from resnet50_server.batching.retry import MAX_CONSECUTIVE_FAILURES
+from resnet50_server.batching.failed_batches import MAX_CONSECUTIVE_FAILURES
 from resnet50_server.batching.variant_health import MIN_NON_FINITE
 from resnet50_server.engines.base import Engine
 from resnet50_server.rollout.split import Split

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from resnet50_client import AsyncClient, Resnet50Error
-from resnet50_server.batching.retry import MAX_CONSECUTIVE_FAILURES
+from resnet50_server.batching.failed_batches import MAX_CONSECUTIVE_FAILURES
 from resnet50_server.server import Server
 from resnet50_server.settings import Settings
 from resnet50_server.telemetry import http_server

@@ -22,7 +22,7 @@ from resnet50_client import (
     VariantNotFoundError,
 )
 from resnet50_client._aio_status import keep_status
-from resnet50_server.batching.retry import MAX_ATTEMPTS
+from resnet50_server.batching.failed_batches import MAX_ATTEMPTS
 from resnet50_server.cli.main import main
 from resnet50_server.telemetry.metrics import SIZE_BUCKETS
 from tests.support.metrics_load import JPEG, REQUEST, V2, Load, loaded

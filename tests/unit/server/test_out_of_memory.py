@@ -10,7 +10,7 @@ from types import MethodType
 import numpy as np
 import pytest
 
-from resnet50_server.batching.retry import (
+from resnet50_server.batching.failed_batches import (
     MAX_CONSECUTIVE_FAILURES,
     OOM_LIMIT_S,
     AdaptiveBatchLimit,

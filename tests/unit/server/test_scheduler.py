@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from resnet50_server.batching.batch import BatchPolicy
-from resnet50_server.batching.retry import MAX_CONSECUTIVE_FAILURES
+from resnet50_server.batching.failed_batches import MAX_CONSECUTIVE_FAILURES
 from resnet50_server.context import CURRENT_REQUEST, RequestContext
 from resnet50_server.errors import (
     EngineFailed,

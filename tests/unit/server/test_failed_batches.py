@@ -8,7 +8,7 @@ import gc
 
 import pytest
 
-from resnet50_server.batching.retry import (
+from resnet50_server.batching.failed_batches import (
     MAX_ATTEMPTS,
     MAX_CONSECUTIVE_FAILURES,
     RetryQueue,
