@@ -29,8 +29,8 @@ OURS = {
     *("resnet50_client", "resnet50_cli", "resnet50_bench", "resnet50_metrics", "resnet50_bulk"),
 }
 SERVER = ROOT / "server"
-# Offline work needs an extra of its own, which no server has.
-OFFLINE = SERVER / "resnet50_server" / "offline"
+# Offline work and servers on Ray need extras of their own, which no image has.
+WITH_EXTRAS = {SERVER / "resnet50_server" / name for name in ("offline", "ray")}
 # Modules that the image's health check loads.
 HEALTH_CHECK = """
 import contextlib, sys
@@ -64,7 +64,7 @@ def test_image_runs_the_command_of_make_serve(monkeypatch):
 def test_image_has_what_the_server_and_its_health_check_import(target):
     image = Dockerfile(target)
     installed = {name for path in image.locks() for name in locked(path)}
-    sources = [one for one in SERVER.rglob("*.py") if OFFLINE not in one.parents]
+    sources = [one for one in SERVER.rglob("*.py") if WITH_EXTRAS.isdisjoint(one.parents)]
     names = {name for source in sources for name in _imports(source)}
     names |= _loaded_by(image.check)
     found = packages_distributions()
